@@ -1,0 +1,1 @@
+"""Mathematics on arrays and tables: spectra, fits, laws, statistics, plots, and the table schemas. Useful alone in a notebook."""

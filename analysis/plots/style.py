@@ -1,0 +1,70 @@
+"""The look that every figure shares: sizes, one sequential map, labels with units, SVG that stays text.
+
+Figures are built without pyplot, so that they can be made in any thread and leave no global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, ListedColormap, LogNorm
+from matplotlib.figure import Figure
+
+HALF, FULL = 3.3, 6.8
+"""Widths in inches of a one-column and a two-column figure."""
+
+GREY, QUIET, EXCLUDED = "#666666", "#bbbbbb", "#c1440e"
+
+RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "scalespec",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "figure.dpi": 150,
+    "savefig.bbox": "tight",
+}
+
+
+@contextmanager
+def figure(width: float = FULL, height: float = 2.8, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure and its axes, row by row, under the shared style."""
+    with mpl.rc_context(RC):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(fig)
+        yield fig, list(np.atleast_1d(fig.subplots(rows, columns)).ravel())
+
+
+def to_svg(fig: Figure) -> str:
+    """The figure as an SVG element, without XML header or date: equal figures are equal text."""
+    with mpl.rc_context(RC):
+        buffer = io.StringIO()
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def sizes_map() -> Colormap:
+    """Viridis from light to dark: the largest, most expensive curve has the most contrast."""
+    return ListedColormap(mpl.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
+
+
+def size_colors(values: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """One colour a value, on a log scale, dark = large."""
+    lo, hi = min(values), max(values)
+    norm = LogNorm(lo, hi if hi > lo else lo * 1.001)
+    return [sizes_map()(float(norm(value))) for value in values]

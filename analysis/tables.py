@@ -1,0 +1,288 @@
+"""The schemas of everything a study writes: one place that names each field, its type, its unit and whether it may be null.
+
+`docs/contract.md` shows the same tables to people, and a test compares the two with what a study really wrote. Adding a
+nullable column keeps `SCHEMA_VERSION`; renaming a column or changing its meaning raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+
+RUN_STATUSES = ("done", "diverged", "failed")
+ERROR_REASONS = ("non_finite", "loss_bound", "oom", "worker_died", "stalled", "data_changed", "bug")
+SPECTRUM_STATUSES = ("ok", "too_small", "nan", "zero", "unreadable", "failed_fit")
+FIT_STATUSES = (
+    "converged",
+    "at_bound",
+    "did_not_move",
+    "flat_basin",
+    "too_few_points",
+    "too_narrow",
+    "not_converged",
+)
+
+STR, INT, FLOAT, BOOL, TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("ms", tz="UTC")
+
+
+def _field(name: str, kind: pa.DataType, unit: str, description: str, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null, metadata={"unit": unit, "description": description})
+
+
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+RUNS = _schema(
+    _field("study", STR, "", "name of the study"),
+    _field("run_key", STR, "", "readable axes and hash of everything that changes the numbers"),
+    _field("family_key", STR, "", "the runs that differ only in data fraction; resample these, not runs"),
+    _field("task", STR, "", "built-in name or package.module:Class"),
+    _field("width", INT, "", "model width after rounding by the task"),
+    _field("data_fraction", FLOAT, "", "share of the training data offered, a prefix of the seed's permutation"),
+    _field("seed", INT, "", "one number for the three streams: initialisation, order, dropout"),
+    _field("batch_size", INT, "examples", "global batch size"),
+    _field("lr", FLOAT, "", "peak learning rate after the batch rule, at the reference width"),
+    _field("lr_base", FLOAT, "", "optim.lr of the study, at the reference batch size"),
+    _field("optimizer", STR, "", "optimizer name"),
+    _field("schedule", STR, "", "learning-rate schedule name"),
+    _field("steps", INT, "steps", "optimizer steps from step 0, trunk included"),
+    _field("samples", INT, "images or tokens", "D: images, or predicted tokens, processed from step 0"),
+    _field("unique_samples", INT, "images or tokens", "distinct samples among them"),
+    _field("params_total", INT, "", "all parameters, a tied tensor once"),
+    _field("params_embedding", INT, "", "parameters that are only looked up"),
+    _field("params_matmul", INT, "", "N: weights of a matmul or convolution, the head once even if tied"),
+    _field("flops_train", FLOAT, "FLOP", "C: executed forward and backward, attention not halved, no evaluation"),
+    _field("flops_6nd", FLOAT, "FLOP", "6 · params_matmul · samples"),
+    _field("flops_matmul", FLOAT, "FLOP", "flops_train without the attention scores and their product with values"),
+    _field("flops_causal", FLOAT, "FLOP", "flops_train with attention halved for the causal mask"),
+    _field("flops_convention", STR, "", "in words, what flops_train counts"),
+    _field("val_loss", FLOAT, "nats", "mean loss of the final weights over the whole validation set", null=True),
+    _field("val_loss_se", FLOAT, "nats", "its standard error over examples", null=True),
+    _field("val_loss_select", FLOAT, "nats", "over the first half of the fixed permutation: for selection", null=True),
+    _field("val_loss_select_se", FLOAT, "nats", "its standard error", null=True),
+    _field("val_loss_report", FLOAT, "nats", "over the second half: for reporting what was selected", null=True),
+    _field("val_loss_report_se", FLOAT, "nats", "its standard error", null=True),
+    _field("val_accuracy", FLOAT, "", "share of correct predictions (tokens for text)", null=True),
+    _field("train_loss_ema", FLOAT, "nats", "bias-corrected moving average of the training loss", null=True),
+    _field("status", STR, "", "done | diverged | failed"),
+    _field("error", STR, "", "typed reason and its text: " + ", ".join(ERROR_REASONS), null=True),
+    _field("precision", STR, "", "fp32 | bf16"),
+    _field("device", STR, "", "name of the processor that trained it"),
+    _field("workers", INT, "", "DDP workers"),
+    _field("samples_per_s", FLOAT, "images or tokens / s", "median training throughput, all workers", null=True),
+    _field("mfu", FLOAT, "", "flops_train per second over the peak of the device, where the peak is known", null=True),
+    _field("cost_usd", FLOAT, "USD", "duration_s × resources.price_per_hour", null=True),
+    _field("duration_s", FLOAT, "s", "marginal wall time of this run: a shared trunk counts for the run it was trained in"),
+    _field("started_at", TIME, "", "when its first attempt began"),
+    _field("mlflow_run_id", STR, "", "the child run in MLflow", null=True),
+    _field("code_version", STR, "", "version and git commit of scalespec", null=True),
+)
+
+CURVES = _schema(
+    _field("run_key", STR, "", "the run"),
+    _field("step", INT, "steps", "optimizer steps done"),
+    _field("samples", INT, "images or tokens", "samples processed by then"),
+    _field("flops", FLOAT, "FLOP", "flops_train by then"),
+    _field("metric", STR, "", "train_loss, train_loss_ema, val_loss, val_accuracy, lr, grad_norm, samples_per_s …"),
+    _field("value", FLOAT, "", "its value"),
+)
+
+METRICS_PART = _schema(
+    _field("step", INT, "steps", "optimizer steps done"),
+    _field("samples", INT, "images or tokens", "samples processed by then"),
+    _field("flops", FLOAT, "FLOP", "flops_train by then"),
+    _field("metric", STR, "", "as in curves"),
+    _field("value", FLOAT, "", "its value"),
+    _field("time_ms", INT, "ms since epoch", "when it was logged; sent to MLflow, so that a retry is no second point"),
+)
+
+VAL = _schema(
+    _field("example_id", INT, "", "position in the validation split; the same for every run"),
+    _field("half", STR, "", "select | report: the half of the fixed permutation"),
+    _field("loss", FLOAT, "nats", "loss of the final weights on this example (mean over tokens for text)"),
+    _field("correct", FLOAT, "", "1 or 0, or the share of correct tokens", null=True),
+)
+
+CHECKPOINTS = _schema(
+    _field("run_key", STR, "", "the run"),
+    _field("step", INT, "steps", "optimizer steps done"),
+    _field("samples", INT, "images or tokens", "samples processed by then"),
+    _field("flops", FLOAT, "FLOP", "flops_train by then"),
+    _field("path", STR, "", "of the safetensors file, inside the study folder"),
+    _field("bytes", INT, "bytes", "its size"),
+    _field("sha256", STR, "", "of the file; equal for a trunk's checkpoint in every run of the family"),
+    _field("val_loss", FLOAT, "nats", "validation loss at this step", null=True),
+    _field("val_accuracy", FLOAT, "", "validation accuracy at this step", null=True),
+)
+
+SPECTRA = _schema(
+    _field("run_key", STR, "", "the run; for loose files the path"),
+    _field("step", INT, "steps", "step of the checkpoint"),
+    _field("layer", STR, "", "tensor name"),
+    _field("profile", STR, "", "ww-0.7.7 | native"),
+    _field("samples", INT, "images or tokens", "samples processed by then", null=True),
+    _field("kind", STR, "", "dense | conv1d | conv2d | embedding"),
+    _field("rows", INT, "", "N: the larger dimension"),
+    _field("cols", INT, "", "M: the smaller dimension"),
+    _field("num_evals", INT, "", "eigenvalues of the layer, kernel positions pooled", null=True),
+    _field("alpha", FLOAT, "", "power-law exponent of the tail", null=True),
+    _field("xmin", FLOAT, "", "eigenvalue where the tail starts", null=True),
+    _field("D", FLOAT, "", "Kolmogorov–Smirnov distance of the fit, as the profile defines it", null=True),
+    _field("sigma", FLOAT, "", "(alpha − 1)/√num_pl_spikes", null=True),
+    _field("num_pl_spikes", INT, "", "eigenvalues in the tail", null=True),
+    _field("alpha_weighted", FLOAT, "", "alpha · log10(spectral_norm)", null=True),
+    _field("log_norm", FLOAT, "", "log10 of the squared Frobenius norm", null=True),
+    _field("log_spectral_norm", FLOAT, "", "log10(spectral_norm)", null=True),
+    _field("spectral_norm", FLOAT, "", "largest eigenvalue = largest singular value squared", null=True),
+    _field("log_alpha_norm", FLOAT, "", "log10 of Σ λ^alpha", null=True),
+    _field("stable_rank", FLOAT, "", "Σ λ / max λ", null=True),
+    _field("matrix_rank", INT, "", "singular values above max σ · N · eps", null=True),
+    _field("entropy", FLOAT, "", "of the normalised eigenvalues over ln(matrix_rank)", null=True),
+    _field("mp_softrank", FLOAT, "", "upper edge of the Marchenko–Pastur bulk over max λ", null=True),
+    _field("num_spikes", INT, "", "eigenvalues above the Marchenko–Pastur edge", null=True),
+    _field("num_traps", INT, "", "the same after shuffling the elements: correlation traps", null=True),
+    _field("rand_distance", FLOAT, "", "Jensen–Shannon distance from the shuffled spectrum", null=True),
+    _field("ww_softrank", FLOAT, "", "max λ of the shuffle over max λ", null=True),
+    _field("distance_from_init", FLOAT, "", "‖W − W0‖_F / ‖W0‖_F", null=True),
+    _field("alpha_hill", FLOAT, "", "Hill estimate with the tail fixed at the median", null=True),
+    _field("trusted", BOOL, "", "every check passed; null: a check was not computed", null=True),
+    _field("why", STR, "", "the checks that failed or were not computed", null=True),
+    _field("status", STR, "", " | ".join(SPECTRUM_STATUSES)),
+    _field("error", STR, "", "what went wrong, for a status other than ok", null=True),
+    _field("eigenvalues", pa.list_(FLOAT), "", "σ², ascending, unscaled", null=True),
+)
+
+SPECTRA_SUMMARY = _schema(
+    _field("run_key", STR, "", "the run"),
+    _field("step", INT, "steps", "step of the checkpoint"),
+    _field("profile", STR, "", "ww-0.7.7 | native"),
+    _field("alpha_median", FLOAT, "", "median over the layers used", null=True),
+    _field("alpha_trimmed", FLOAT, "", "mean over the layers used without alpha > 8", null=True),
+    _field("alpha_hill_median", FLOAT, "", "median of alpha_hill over all layers with a spectrum", null=True),
+    _field("ww_mean_alpha", FLOAT, "", "WeightWatcher's plain mean, failed fits (−1) included", null=True),
+    _field("mean_log_norm", FLOAT, "", "plain mean", null=True),
+    _field("mean_log_spectral_norm", FLOAT, "", "plain mean", null=True),
+    _field("mean_stable_rank", FLOAT, "", "plain mean", null=True),
+    _field("n_used", INT, "", "layers whose alpha entered the median: trusted, or all fits where trust was not computed"),
+    _field("n_total", INT, "", "layers looked at"),
+    _field("reasons", STR, "", "why layers were left out, with counts", null=True),
+)
+
+LAWS = _schema(
+    _field("id", STR, "", "name of the fit within the study"),
+    _field("form", STR, "", "chinchilla | power | frontier …"),
+    _field("target", STR, "", "the column that was fitted"),
+    _field("n_column", STR, "", "the column used for N", null=True),
+    _field("d_column", STR, "", "the column used for D", null=True),
+    _field("c_column", STR, "", "the column used for C", null=True),
+    _field("param", STR, "", "parameter name", null=True),
+    _field("value", FLOAT, "", "estimate", null=True),
+    _field("lo", FLOAT, "", "lower end of the interval", null=True),
+    _field("hi", FLOAT, "", "upper end of the interval", null=True),
+    _field("level", FLOAT, "", "confidence level of the interval", null=True),
+    _field("resampling", STR, "", "what was resampled for the interval", null=True),
+    _field("n_points", INT, "", "points offered"),
+    _field("n_used", INT, "", "points that entered the fit"),
+    _field("objective", FLOAT, "", "value of the objective at the fit", null=True),
+    _field("delta", FLOAT, "", "Huber threshold on log loss", null=True),
+    _field("status", STR, "", "space-separated subset of: " + " ".join(FIT_STATUSES)),
+)
+
+TABLES: Mapping[str, pa.Schema] = {
+    "runs": RUNS,
+    "curves": CURVES,
+    "checkpoints": CHECKPOINTS,
+    "spectra": SPECTRA,
+    "spectra_summary": SPECTRA_SUMMARY,
+}
+
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "runs": ("run_key",),
+    "curves": ("run_key", "metric", "step"),
+    "checkpoints": ("run_key", "step"),
+    "spectra": ("run_key", "step", "layer", "profile"),
+    "spectra_summary": ("run_key", "step", "profile"),
+}
+
+
+class TableError(ValueError):
+    """A table that does not match its schema, or a Parquet file that must not be converted."""
+
+
+def with_axes(schema: pa.Schema, axes: Mapping[str, pa.DataType]) -> pa.Schema:
+    """`schema` with a column for every extra axis of a study, after `seed`; a name the schema has already is left alone."""
+    extra = [_field(name, kind, "", "axis of the study", null=True) for name, kind in axes.items() if name not in schema.names]
+    if not extra:
+        return schema
+    at = schema.get_field_index("seed") + 1
+    fields = list(schema)
+    return pa.schema(fields[:at] + extra + fields[at:], metadata=schema.metadata)
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of exactly `schema`.
+
+    Raises `TableError` for an unknown column or a null where none is allowed. NaN stays NaN; numpy scalars are welcome.
+    """
+    rows = list(rows)
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise TableError(f"columns that the schema does not have: {', '.join(sorted(unknown))}")
+    columns = []
+    for field in schema:
+        values = [_plain(row.get(field.name)) for row in rows]
+        if not field.nullable and any(value is None for value in values):
+            raise TableError(f"column {field.name} may not be null")
+        columns.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def sorted_by_key(table: pa.Table, name: str) -> pa.Table:
+    """`table` in the order of its key, so that equal content is an equal file."""
+    return table.sort_by([(column, "ascending") for column in KEYS[name]])
+
+
+def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a Parquet file from anywhere, refusing extension types before anything is converted.
+
+    With Ray imported, converting a hostile extension column runs a pickle (CVE-2026-41486 is the same class of fault).
+    """
+    file = pq.ParquetFile(source)
+    refuse_extension_types(file.schema_arrow)
+    return file.read(columns=list(columns) if columns is not None else None)
+
+
+def refuse_extension_types(schema: pa.Schema) -> None:
+    """Raises `TableError` where a column, at any depth, has an Arrow extension type."""
+    for field in schema:
+        if _has_extension(field):
+            raise TableError(f"column {field.name} has an Arrow extension type ({field.type}); write it as a plain type")
+
+
+def _has_extension(field: pa.Field) -> bool:
+    if isinstance(field.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
+        return True
+    return any(_has_extension(field.type.field(i)) for i in range(field.type.num_fields))
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """A DataFrame with numpy-backed numbers; a nullable integer column becomes Int64 so that no count turns into a float."""
+    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get if _has_null_ints(table) else None)
+
+
+def _has_null_ints(table: pa.Table) -> bool:
+    return any(pa.types.is_integer(column.type) and column.null_count for column in table.columns)
