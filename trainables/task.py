@@ -256,15 +256,23 @@ def task_class(name: str) -> type[Task]:
     target = BUILT_IN.get(name, name)
     module_name, _, class_name = target.partition(":")
     if not class_name:
-        raise TaskError(f"task {name!r} is not built in ({', '.join(sorted(BUILT_IN))}); write yours as package.module:ClassName")
+        raise TaskError(
+            f"task {name!r} is not built in ({', '.join(sorted(BUILT_IN))}); write yours as package.module:ClassName"
+        )
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise TaskError(f"task {name!r}: cannot import {module_name} ({error}); run where it can be imported") from error
+        raise TaskError(
+            f"task {name!r}: cannot import {module_name} ({error}); run where it can be imported"
+        ) from error
     found = getattr(module, class_name, None)
     if found is None:
         raise TaskError(f"task {name!r}: module {module_name} has no {class_name}")
-    missing = [member for member in ("VERSION", "Options", "UNIT", "round_width", "load", "build", "losses") if not hasattr(found, member)]
+    missing = [
+        member
+        for member in ("VERSION", "Options", "UNIT", "round_width", "load", "build", "losses")
+        if not hasattr(found, member)
+    ]
     if missing:
         raise TaskError(f"task {name!r} lacks {', '.join(missing)}; see the Task protocol in trainables/task.py")
     return found  # type: ignore[no-any-return]
@@ -340,19 +348,25 @@ class RunIO(Protocol):
         """Commits the metrics logged so far and, with them, a resume state; `keep` exempts it from the pruning to two."""
         ...
 
-    def save_weights(self, step: int, samples: int, flops: float, weights: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
+    def save_weights(
+        self, step: int, samples: int, flops: float, weights: Mapping[str, Tensor], metrics: Mapping[str, float]
+    ) -> None:
         """Commits the analysis weights of a step."""
         ...
 
     def load_latest(self, at_most: int | None = None) -> State | None:
-        """The newest valid state, and drops everything newer; a state that fails its manifest is passed over."""
+        """The newest valid state up to a step; one that fails its manifest is passed over."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Drops what an attempt that died had written after `step` without committing a state for it."""
         ...
 
     def checkpoint_steps(self) -> Sequence[int]:
         """Steps whose analysis weights are committed."""
         ...
 
-    def adopt(self, trunk: RunIO, step: int, checkpoint_steps: Sequence[int]) -> None:
+    def adopt(self, trunk: Any, step: int, checkpoint_steps: Sequence[int]) -> None:
         """Copies a trunk's metrics up to `step` and its checkpoints at `checkpoint_steps` into this run."""
         ...
 

@@ -1,0 +1,279 @@
+"""One road for every parametric law: check, many starts, basins, influence, bootstrap over families, status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.laws import bootstrap
+from analysis.laws.forms import Columns, Problem
+from analysis.laws.huber import Solution, minimise
+from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
+from analysis.laws.noise import default_delta, seed_noise
+
+NARROW = 4.0
+"""A variable that spans less than this factor cannot show an exponent."""
+FLAT = 3.0
+"""An exponent whose interval spans more than this factor is not determined."""
+SAME_BASIN = 1e-6
+"""Relative difference of objectives below which two starts ended in the same basin."""
+EXACT_INFLUENCE = 600
+"""Up to so many points each is left out and the law refitted; beyond, one Newton step stands in for the refit."""
+
+
+def fit(
+    build: Callable[[Columns, Array], Problem],
+    columns: Columns,
+    loss: Any,
+    *,
+    families: Sequence[Any] | None = None,
+    keys: Sequence[str] | None = None,
+    delta: float | None = None,
+    resamples: int = 400,
+    seed: int = 0,
+    level: float = 0.95,
+    derived: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
+) -> Law:
+    """Fits the law that `build` makes of `columns` (name → [n]) and `loss` [n].
+
+    `families` [n] labels the points that are resampled together (default: every point alone), `keys` [n] names the points,
+    `delta` is the Huber threshold on ln loss (default: `noise.default_delta`), `derived` adds parameters that follow from
+    the fitted ones. Raises ValueError on values that are not positive numbers; a bad fit is a status, not an error.
+    """
+    loss = positive("loss", loss)
+    columns = {name: positive(name, values) for name, values in columns.items()}
+    for name, values in columns.items():
+        if len(values) != len(loss):
+            raise ValueError(f"{name}: {len(values)} values for {len(loss)} losses; give one a point")
+    if delta is not None and not (np.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta: {delta} is not a positive number; it is the Huber threshold on ln(loss), as 1e-3")
+    names = tuple(str(key) for key in keys) if keys is not None else tuple(str(i) for i in range(len(loss)))
+    if len(names) != len(loss):
+        raise ValueError(f"keys: {len(names)} names for {len(loss)} points; give one a point")
+    family, count = bootstrap.codes(families if families is not None else names, len(loss))
+    noise = seed_noise(loss, *columns.values()) if len(loss) else None
+    delta = delta if delta is not None else (default_delta(noise) if noise else None)
+    unit = "points" if families is None else "families"
+    common: dict[str, Any] = {
+        "target": "loss",
+        "level": level,
+        "resampling": f"{resamples} bootstrap draws over {count} {unit}",
+        "n_points": len(loss),
+        "delta": delta,
+        **{f"{name}_column": name for name in columns if name in ("n", "d", "c")},
+    }
+    problem = build(columns, loss) if len(loss) else None
+    if problem is None or delta is None or _too_few(problem, columns, loss):
+        form = problem.form if problem else "none"
+        return Law(
+            id=form, form=form, params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common
+        )
+
+    log_loss = np.log(loss)
+    ones = np.ones((1, len(loss)))
+
+    def solve(weights: Array, starts: Array) -> Solution:
+        return minimise(problem.model, log_loss, weights, starts, delta, problem.lower, problem.upper)
+
+    def params_of(theta: Array) -> dict[str, Array]:
+        values = problem.params(theta)
+        return {**values, **derived(values)} if derived else values
+
+    tried = solve(ones, problem.starts)
+    best = int(np.argmin(tried.objective))
+    theta = tried.theta[best]
+    estimate = {name: float(value[0]) for name, value in params_of(theta[None]).items()}
+    residuals = log_loss - problem.model.log_loss(theta[None])[0]
+
+    rng = np.random.default_rng(seed)
+    enough = count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS
+    draws: dict[str, Array] = {}
+    unsolved, rejected = 0.0, 0
+    if enough:
+        weights, rejected = bootstrap.family_weights(family, count, resamples, rng, _usable(problem, columns))
+        if len(weights) >= bootstrap.MINIMUM_DRAWS:
+            refits = solve(weights, np.tile(theta, (len(weights), 1)))
+            unsolved = float(1 - refits.converged.mean())
+            spread = bootstrap.widen(theta, refits.theta, count)
+            draws = params_of(np.clip(spread, problem.lower, problem.upper))
+    if not draws:
+        common["resampling"] = f"none: {count} {unit} are too few to resample"
+
+    left_out = _leave_one_out(problem, solve, theta, len(loss), log_loss, delta, params_of)
+    influence = {name: values - estimate[name] for name, values in left_out.items()}
+    params = {name: bootstrap.interval(value, draws.get(name), level) for name, value in estimate.items()}
+    diagnostics = {
+        "gradient": float(tried.gradient[best]),
+        "starts": len(tried.objective),
+        **_basins(tried, best, params_of),
+        "condition_number": _condition_number(problem, theta),
+        "residual_sd": float(residuals.std(ddof=min(len(theta), len(loss) - 1))),
+        "residual_max": float(np.abs(residuals).max()),
+        "mape": float(np.mean(np.abs(np.expm1(-residuals)))),
+        "seed_noise_sd": noise.sd if noise and noise.cells else None,
+        "seed_noise_cells": noise.cells if noise else 0,
+        "families": count,
+        "resamples": len(next(iter(draws.values()))) if draws else 0,
+        "resamples_rejected": rejected,
+        "resamples_unsolved": unsolved,
+        "at_bound": _bounds_hit(problem, theta),
+        **{f"{name}_range": float(values.max() / values.min()) for name, values in columns.items()},
+        "influence": _most_influential(problem, influence, params, names),
+        "left_out": _left_out_sets(problem, solve, theta, loss, influence, params, names, params_of),
+    }
+    return Law(
+        id=problem.form,
+        form=problem.form,
+        params=params,
+        n_used=len(loss),
+        status=_status(problem, tried, best, columns, params, diagnostics),
+        objective=float(tried.objective[best]),
+        diagnostics=diagnostics,
+        evidence=Evidence(draws, residuals, names, influence, {**columns, "loss": loss}),
+        **common,
+    )
+
+
+def _too_few(problem: Problem, columns: Columns, loss: Array) -> bool:
+    return len(loss) < problem.minimum or any(
+        len(np.unique(columns[name])) < least for name, least in problem.distinct.items()
+    )
+
+
+def _usable(problem: Problem, columns: Columns) -> Callable[[Array], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """A draw can be fitted where each variable keeps the distinct values that the law needs."""
+    indicators = {
+        name: np.equal.outer(np.unique(columns[name]), columns[name]).T.astype(np.float64) for name in problem.distinct
+    }
+
+    def usable(weights: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        good = np.ones(len(weights), dtype=np.bool_)
+        for name, least in problem.distinct.items():
+            good &= ((weights @ indicators[name]) > 0).sum(axis=1) >= least
+        return good
+
+    return usable
+
+
+def _basins(tried: Solution, best: int, params_of: Callable[[Array], dict[str, Array]]) -> dict[str, Any]:
+    """Share of starts that reached the best objective, and the best objective that is a different minimum."""
+    lowest = tried.objective[best]
+    same = tried.objective <= lowest * (1 + SAME_BASIN) + 1e-18
+    out: dict[str, Any] = {"share_best": float(same.mean()), "next_basin": None, "next_basin_params": None}
+    others = np.flatnonzero(~same & tried.converged)
+    if len(others):
+        second = int(others[np.argmin(tried.objective[others])])
+        out["next_basin"] = float(tried.objective[second] / lowest) if lowest > 0 else None
+        out["next_basin_params"] = {
+            name: float(value[0]) for name, value in params_of(tried.theta[second : second + 1]).items()
+        }
+    return out
+
+
+def _condition_number(problem: Problem, theta: Array) -> float:
+    """Of JᵀJ in the centred coordinates with unit diagonal, at the fit."""
+    _, jacobian, _ = problem.model.derivatives(theta[None])
+    free = (theta > problem.lower) & (theta < problem.upper)
+    j = jacobian[0][free]
+    norm = np.linalg.norm(j, axis=1, keepdims=True)
+    return float(np.linalg.cond((j / np.maximum(norm, 1e-300)) @ (j / np.maximum(norm, 1e-300)).T))
+
+
+def _bounds_hit(problem: Problem, theta: Array) -> list[str]:
+    room = 1e-6 * (problem.upper - problem.lower)
+    hit = (theta <= problem.lower + room) | (theta >= problem.upper - room)
+    return [name for name, at in zip(problem.names, hit, strict=True) if at]
+
+
+def _leave_one_out(
+    problem: Problem,
+    solve: Callable[[Array, Array], Solution],
+    theta: Array,
+    n: int,
+    log_loss: Array,
+    delta: float,
+    params_of: Callable[[Array], dict[str, Array]],
+) -> dict[str, Array]:
+    if n <= EXACT_INFLUENCE:
+        return params_of(solve(1 - np.eye(n), np.tile(theta, (n, 1))).theta)
+    fitted, jacobian, _ = problem.model.derivatives(theta[None])
+    residual = fitted[0] - log_loss
+    weight = np.minimum(1, delta / np.maximum(np.abs(residual), delta))
+    hessian = (jacobian[0] * weight) @ jacobian[0].T
+    step = np.linalg.lstsq(hessian, jacobian[0] * (weight * residual), rcond=1e-12)[0]
+    return params_of(np.clip(theta + step.T, problem.lower, problem.upper))
+
+
+def _most_influential(
+    problem: Problem, influence: dict[str, Array], params: dict[str, Param], keys: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The five points that move the exponents most when left out, with the change of each exponent."""
+    order = np.argsort(-_pull(problem, influence, params))[:5]
+    return {keys[i]: {name: float(influence[name][i]) for name in problem.exponents} for i in order}
+
+
+def _pull(problem: Problem, influence: dict[str, Array], params: dict[str, Param]) -> Array:
+    return np.asarray(
+        np.max([np.abs(influence[name]) / max(abs(params[name].value), 1e-300) for name in problem.exponents], axis=0)
+    )
+
+
+def _left_out_sets(
+    problem: Problem,
+    solve: Callable[[Array, Array], Solution],
+    theta: Array,
+    loss: Array,
+    influence: dict[str, Array],
+    params: dict[str, Param],
+    keys: Sequence[str],
+    params_of: Callable[[Array], dict[str, Array]],
+) -> dict[str, Any]:
+    """The law without the 2 % of points (at least one) with the highest losses, and without those that pull it most."""
+    size = max(1, round(0.02 * len(loss)))
+    if len(loss) - size < problem.minimum:
+        return {}
+    sets = {
+        "highest_losses": np.argsort(-loss, kind="stable")[:size],
+        "most_influential": np.argsort(-_pull(problem, influence, params), kind="stable")[:size],
+    }
+    out: dict[str, Any] = {}
+    for name, chosen in sets.items():
+        weights = np.ones((1, len(loss)))
+        weights[0, chosen] = 0
+        refit = solve(np.repeat(weights, len(problem.starts) + 1, axis=0), np.vstack([theta[None], problem.starts]))
+        values = params_of(refit.theta[[int(np.argmin(refit.objective))]])
+        out[name] = {"keys": [keys[i] for i in chosen], "params": {k: float(v[0]) for k, v in values.items()}}
+    return out
+
+
+def _status(
+    problem: Problem,
+    tried: Solution,
+    best: int,
+    columns: Columns,
+    params: dict[str, Param],
+    diagnostics: dict[str, Any],
+) -> frozenset[FitStatus]:
+    status = set()
+    moved = tried.steps[best] > 0
+    if not tried.converged[best]:
+        status.add(FitStatus.NOT_CONVERGED if moved else FitStatus.DID_NOT_MOVE)
+    if diagnostics["resamples_unsolved"] > 0.05:
+        status.add(FitStatus.NOT_CONVERGED)
+    if diagnostics["at_bound"]:
+        status.add(FitStatus.AT_BOUND)
+    if any(values.max() / values.min() < NARROW for values in columns.values()):
+        status.add(FitStatus.TOO_NARROW)
+    rival = diagnostics["next_basin"]
+    near = rival is not None and rival < 1.01
+    for name in problem.exponents:
+        p = params[name]
+        wide = p.lo is not None and p.hi is not None and p.hi > FLAT * max(p.lo, 1e-300)
+        far = near and abs(diagnostics["next_basin_params"][name] - p.value) > 0.1 * abs(p.value)
+        if wide or far:
+            status.add(FitStatus.FLAT_BASIN)
+    if not status & {FitStatus.NOT_CONVERGED, FitStatus.DID_NOT_MOVE}:
+        status.add(FitStatus.CONVERGED)
+    return frozenset(status)
