@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 SCHEMA_VERSION = 1
 
 RUN_STATUSES = ("done", "diverged", "failed")
-ERROR_REASONS = ("non_finite", "loss_bound", "oom", "worker_died", "stalled", "data_changed", "bug")
+ERROR_REASONS = ("non_finite", "loss_bound", "oom", "worker_died", "stalled", "data_changed", "storage", "bug")
 SPECTRUM_STATUSES = ("ok", "too_small", "nan", "zero", "unreadable", "failed_fit")
 FIT_STATUSES = (
     "converged",
@@ -126,38 +126,105 @@ CHECKPOINTS = _schema(
 SPECTRA = _schema(
     _field("run_key", STR, "", "the run; for loose files the path"),
     _field("step", INT, "steps", "step of the checkpoint"),
-    _field("layer", STR, "", "tensor name"),
+    _field("layer", STR, "", "tensor name; [q], [3] a part of a fused tensor, :3 a kernel position"),
     _field("profile", STR, "", "ww-0.7.7 | native"),
     _field("samples", INT, "images or tokens", "samples processed by then", null=True),
     _field("kind", STR, "", "dense | conv1d | conv2d | embedding"),
     _field("rows", INT, "", "N: the larger dimension"),
     _field("cols", INT, "", "M: the smaller dimension"),
+    _field("matrices", INT, "", "matrices whose eigenvalues are pooled: kernel positions", null=True),
+    _field("content", STR, "", "hash of the tensor (native): equal for tied and frozen tensors", null=True),
     _field("num_evals", INT, "", "eigenvalues of the layer, kernel positions pooled", null=True),
     _field("alpha", FLOAT, "", "power-law exponent of the tail", null=True),
     _field("xmin", FLOAT, "", "eigenvalue where the tail starts", null=True),
-    _field("D", FLOAT, "", "Kolmogorov–Smirnov distance of the fit, as the profile defines it", null=True),
+    _field("xmax", FLOAT, "", "largest eigenvalue of the fit", null=True),
+    _field("D", FLOAT, "", "Kolmogorov–Smirnov distance of the tail from the fit, left limits only", null=True),
     _field("sigma", FLOAT, "", "(alpha − 1)/√num_pl_spikes", null=True),
     _field("num_pl_spikes", INT, "", "eigenvalues in the tail", null=True),
+    _field("warning", STR, "", "over-trained (alpha < 2) | under-trained (alpha > 6): WeightWatcher's words", null=True),
+    _field("alpha_ks2", FLOAT, "", "native: exponent by the two-sided distance, tail of at least 10", null=True),
+    _field("xmin_ks2", FLOAT, "", "native: where that tail starts", null=True),
+    _field("D_ks2", FLOAT, "", "native: two-sided Kolmogorov–Smirnov distance", null=True),
+    _field("sigma_ks2", FLOAT, "", "native: (alpha_ks2 − 1)/√num_pl_spikes_ks2", null=True),
+    _field("num_pl_spikes_ks2", INT, "", "native: eigenvalues in that tail", null=True),
+    _field("alpha_hill", FLOAT, "", "Hill estimate with the tail fixed at the median", null=True),
+    _field("alpha_farms", FLOAT, "", "the same over pooled 128 × 128 windows, so that shapes compare", null=True),
     _field("alpha_weighted", FLOAT, "", "alpha · log10(spectral_norm)", null=True),
-    _field("log_norm", FLOAT, "", "log10 of the squared Frobenius norm", null=True),
-    _field("log_spectral_norm", FLOAT, "", "log10(spectral_norm)", null=True),
-    _field("spectral_norm", FLOAT, "", "largest eigenvalue = largest singular value squared", null=True),
     _field("log_alpha_norm", FLOAT, "", "log10 of Σ λ^alpha", null=True),
+    _field("norm", FLOAT, "", "Σ λ, the squared Frobenius norm", null=True),
+    _field("log_norm", FLOAT, "", "log10 of the squared Frobenius norm", null=True),
+    _field("spectral_norm", FLOAT, "", "largest eigenvalue = largest singular value squared", null=True),
+    _field("lambda_max", FLOAT, "", "WeightWatcher's other name of spectral_norm", null=True),
+    _field("log_spectral_norm", FLOAT, "", "log10(spectral_norm)", null=True),
+    _field("sigma_max", FLOAT, "", "native: largest singular value, the operator norm of one matrix", null=True),
+    _field("sv_max", FLOAT, "", "largest singular value", null=True),
+    _field("sv_min", FLOAT, "", "smallest singular value; of several matrices, the largest such", null=True),
     _field("stable_rank", FLOAT, "", "Σ λ / max λ", null=True),
     _field("matrix_rank", INT, "", "singular values above max σ · N · eps", null=True),
+    _field("rank_loss", INT, "", "singular values at or below it, matrix by matrix", null=True),
+    _field("weak_rank_loss", INT, "", "eigenvalues below 1e-6", null=True),
     _field("entropy", FLOAT, "", "of the normalised eigenvalues over ln(matrix_rank)", null=True),
     _field("mp_softrank", FLOAT, "", "upper edge of the Marchenko–Pastur bulk over max λ", null=True),
     _field("num_spikes", INT, "", "eigenvalues above the Marchenko–Pastur edge", null=True),
-    _field("num_traps", INT, "", "the same after shuffling the elements: correlation traps", null=True),
+    _field("sigma_mp", FLOAT, "", "width of the fitted bulk, of the spectrum scaled to mean 1", null=True),
+    _field("bulk_min", FLOAT, "", "lower edge of the bulk", null=True),
+    _field("bulk_max", FLOAT, "", "upper edge of the bulk", null=True),
+    _field("W_scale", FLOAT, "", "its square scales the eigenvalues to mean 1", null=True),
+    _field("num_traps", INT, "", "num_spikes after shuffling the elements: correlation traps", null=True),
+    _field("rand_num_spikes", INT, "", "WeightWatcher's other name of num_traps", null=True),
+    _field("rand_sigma_mp", FLOAT, "", "sigma_mp of the shuffle", null=True),
+    _field("rand_mp_softrank", FLOAT, "", "mp_softrank of the shuffle", null=True),
+    _field("rand_bulk_min", FLOAT, "", "bulk_min of the shuffle", null=True),
+    _field("rand_bulk_max", FLOAT, "", "bulk_max of the shuffle", null=True),
+    _field("rand_W_scale", FLOAT, "", "W_scale of the shuffle", null=True),
+    _field("max_rand_eval", FLOAT, "", "max λ of the shuffle (of five below 100 eigenvalues)", null=True),
     _field("rand_distance", FLOAT, "", "Jensen–Shannon distance from the shuffled spectrum", null=True),
     _field("ww_softrank", FLOAT, "", "max λ of the shuffle over max λ", null=True),
+    _field("ww_maxdist", FLOAT, "", "max λ minus max λ of the shuffle", null=True),
+    _field("detX_num", INT, "", "eigenvalues in the tail whose rescaled product is just under 1 (ERG)", null=True),
+    _field("num_ERG_spikes", INT, "", "WeightWatcher's other name of detX_num", null=True),
+    _field("detX_val", FLOAT, "", "first eigenvalue of that tail", null=True),
+    _field("detX_val_unrescaled", FLOAT, "", "the same of the spectrum scaled to mean 1, for all its name says", null=True),
+    _field("ERG_gap", INT, "", "detX_num − num_pl_spikes", null=True),
+    *(
+        _field(f"{place}_{moment}_{name}", FLOAT, unit, f"{words} of the {place} eigenvectors, {law}", null=True)
+        for name, unit, law in (
+            ("vec_entropy", "nats", "entropy of 100-bin histograms"),
+            ("loc_ratio", "", "‖v‖₁/‖v‖∞"),
+            ("part_ratio", "", "‖v‖₂/‖v‖₄"),
+        )
+        for place in ("bulk", "tail")
+        for moment, words in (("mean", "mean"), ("var", "variance"))
+    ),
     _field("distance_from_init", FLOAT, "", "‖W − W0‖_F / ‖W0‖_F", null=True),
-    _field("alpha_hill", FLOAT, "", "Hill estimate with the tail fixed at the median", null=True),
+    _field("init_sigma_max", FLOAT, "", "largest singular value of W − W0", null=True),
+    _field("update_norm", FLOAT, "", "‖W − V‖_F / ‖V‖_F, V the weights of the checkpoint before", null=True),
+    _field("update_sigma_max", FLOAT, "", "largest singular value of W − V", null=True),
+    _field("update_stable_rank", FLOAT, "", "stable rank of W − V", null=True),
+    _field("update_alpha_hill", FLOAT, "", "alpha_hill of W − V", null=True),
+    _field("alpha_lo", FLOAT, "", "5 % quantile of the profile's exponent over bootstrap samples of eigenvalues", null=True),
+    _field("alpha_hi", FLOAT, "", "95 % quantile", null=True),
+    _field("alpha_spread", FLOAT, "", "range of the exponent over xmin with D within 5 % of the best", null=True),
+    _field("alpha_null_lo", FLOAT, "", "5 % quantile of the exponent of Gaussian matrices of this shape", null=True),
+    _field("alpha_null_hi", FLOAT, "", "95 % quantile", null=True),
+    _field("alpha_z", FLOAT, "", "log of the exponent in standard deviations from that null", null=True),
+    _field("D_null", FLOAT, "", "5 % quantile of D of that null", null=True),
+    _field("alpha_hill_null_lo", FLOAT, "", "5 % quantile of alpha_hill of that null", null=True),
+    _field("alpha_hill_null_hi", FLOAT, "", "95 % quantile", null=True),
+    _field("alpha_hill_z", FLOAT, "", "log of alpha_hill in standard deviations from that null", null=True),
+    _field("stable_rank_z", FLOAT, "", "log of stable_rank in standard deviations from that null", null=True),
+    _field("rand_distance_null", FLOAT, "", "95 % quantile of the distance between two matrices of that null", null=True),
+    _field("modes", INT, "", "modes of the density of log λ", null=True),
+    _field("tail_modes", INT, "", "the same of the tail alone", null=True),
+    _field("lr_exponential", FLOAT, "nats", "log-likelihood of the power law minus the exponential's on the tail", null=True),
+    _field("p_exponential", FLOAT, "", "Vuong's two-sided p of it", null=True),
+    _field("lr_lognormal", FLOAT, "nats", "log-likelihood of the power law minus the lognormal's on the tail", null=True),
+    _field("p_lognormal", FLOAT, "", "Vuong's two-sided p of it", null=True),
     _field("trusted", BOOL, "", "every check passed; null: a check was not computed", null=True),
     _field("why", STR, "", "the checks that failed or were not computed", null=True),
     _field("status", STR, "", " | ".join(SPECTRUM_STATUSES)),
     _field("error", STR, "", "what went wrong, for a status other than ok", null=True),
-    _field("eigenvalues", pa.list_(FLOAT), "", "σ², ascending, unscaled", null=True),
+    _field("eigenvalues", pa.list_(FLOAT), "", "σ², ascending, unscaled (ww-0.7.7 halves those of convolutions)", null=True),
 )
 
 SPECTRA_SUMMARY = _schema(
@@ -165,14 +232,21 @@ SPECTRA_SUMMARY = _schema(
     _field("step", INT, "steps", "step of the checkpoint"),
     _field("profile", STR, "", "ww-0.7.7 | native"),
     _field("alpha_median", FLOAT, "", "median over the layers used", null=True),
+    _field("alpha_q25", FLOAT, "", "lower quartile over the layers used", null=True),
+    _field("alpha_q75", FLOAT, "", "upper quartile over the layers used", null=True),
     _field("alpha_trimmed", FLOAT, "", "mean over the layers used without alpha > 8", null=True),
+    _field("alpha_ks2_median", FLOAT, "", "native: median of alpha_ks2 over the layers used", null=True),
+    _field("alpha_ks2_trimmed", FLOAT, "", "native: mean of alpha_ks2 over the layers used without those > 8", null=True),
     _field("alpha_hill_median", FLOAT, "", "median of alpha_hill over all layers with a spectrum", null=True),
     _field("ww_mean_alpha", FLOAT, "", "WeightWatcher's plain mean, failed fits (−1) included", null=True),
+    _field("mean_alpha_weighted", FLOAT, "", "plain mean", null=True),
     _field("mean_log_norm", FLOAT, "", "plain mean", null=True),
     _field("mean_log_spectral_norm", FLOAT, "", "plain mean", null=True),
+    _field("mean_log_alpha_norm", FLOAT, "", "plain mean", null=True),
     _field("mean_stable_rank", FLOAT, "", "plain mean", null=True),
+    _field("mean_mp_softrank", FLOAT, "", "plain mean", null=True),
     _field("n_used", INT, "", "layers whose alpha entered the median: trusted, or all fits where trust was not computed"),
-    _field("n_total", INT, "", "layers looked at"),
+    _field("n_total", INT, "", "layers looked at, a tied tensor once under native"),
     _field("reasons", STR, "", "why layers were left out, with counts", null=True),
 )
 
@@ -249,6 +323,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table written under an older or newer minor version of `schema`, as one of exactly `schema`.
+
+    Columns the table lacks become null, columns the schema lacks are dropped. Raises TableError for a missing column that may
+    not be null.
+    """
+    columns = []
+    for field in schema:
+        if field.name in table.column_names:
+            columns.append(table[field.name].cast(field.type))
+        elif field.nullable:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            raise TableError(f"column {field.name} is missing")
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def sorted_by_key(table: pa.Table, name: str) -> pa.Table:

@@ -132,7 +132,7 @@ def make_plan(
     units = [
         Unit(part, sum(seconds[spec.run_key] for spec in part))
         for family in _families(runs)
-        for part in ([tuple(family)] if _shares_trunk(family) else [(spec,) for spec in family])
+        for part in ([tuple(family)] if shares_trunk(family) else [(spec,) for spec in family])
     ]
     packs = _all_packs(units, machine)
     pack_of = {key: pack.index for pack in packs for key in pack.run_keys}
@@ -165,11 +165,13 @@ def _families(runs: Sequence[RunSpec]) -> list[list[RunSpec]]:
     return list(out.values())
 
 
-def _shares_trunk(family: Sequence[RunSpec]) -> bool:
+def shares_trunk(family: Sequence[RunSpec]) -> bool:
+    """Whether these runs of one family are trained as a trunk with a branch each."""
     return len(family) > 1 and all(spec.train.reuse_trunk and branch_of(spec, 1) is not None for spec in family)
 
 
-def _steps(spec: RunSpec, grid: Grid) -> int:
+def steps_in(spec: RunSpec, grid: Grid) -> int:
+    """Optimizer steps of a run."""
     return steps_of(grid.of(spec).data.train_examples, spec.data_fraction, spec.train.epochs, spec.optim.batch_size)
 
 
@@ -178,8 +180,8 @@ def _family_seconds(family: Sequence[RunSpec], grid: Grid, speeds: Mapping[tuple
     out: dict[str, float] = {}
     trunk = 0
     for spec in family:
-        speed, steps = speeds[speed_key(spec)], _steps(spec, grid)
-        branch = branch_of(spec, steps) if _shares_trunk(family) else None
+        speed, steps = speeds[speed_key(spec)], steps_in(spec, grid)
+        branch = branch_of(spec, steps) if shares_trunk(family) else None
         executed = steps if branch is None else max(0, branch - trunk) + steps - branch
         trunk = max(trunk, branch or 0)
         kept = checkpoint_steps(steps, spec.train.checkpoints)
@@ -235,7 +237,7 @@ def _spectra_seconds(study: Study, grid: Grid, runs: Sequence[RunSpec], machine:
     total = 0.0
     for spec in runs:
         kept = (
-            len(checkpoint_steps(_steps(spec, grid), spec.train.checkpoints))
+            len(checkpoint_steps(steps_in(spec, grid), spec.train.checkpoints))
             if study.spectra.every == "checkpoint"
             else 1
         )
@@ -251,7 +253,7 @@ def spectra_cost(shapes: Sequence[tuple[int, int]]) -> float:
 def _planned(
     spec: RunSpec, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], seconds: float, pack: int
 ) -> PlannedRun:
-    prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], _steps(spec, grid)
+    prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], steps_in(spec, grid)
     counts, examples = prepared.counts(spec.width), steps * spec.optim.batch_size
     kept = len(checkpoint_steps(steps, spec.train.checkpoints))
     warnings = []

@@ -112,11 +112,12 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total += flops
             if self.in_forward:
                 self._attribute(operation, inputs, flops)
-        elif self.in_forward and isinstance(out, Tensor) and inputs:
-            sources = [self._weights.get(_storage(value)) for value in inputs]
-            if all(source is not None for source in sources):
-                self._weights[_storage(out)] = frozenset().union(*(source for source in sources if source is not None))
-                self._alive.append(out)
+        elif self.in_forward and inputs and all(_storage(value) in self._weights for value in inputs):
+            sources = frozenset().union(*(self._weights[_storage(value)] for value in inputs))
+            for result in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(result, Tensor):
+                    self._weights[_storage(result)] = sources
+                    self._alive.append(result)
         return out
 
     def _attribute(self, operation: Any, inputs: list[Tensor], flops: int) -> None:

@@ -72,7 +72,8 @@ class MnistCnn:
         return Cnn(width, self.options.dropout)
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
-        """Cross-entropy of each image, and 1 or 0 for a right or wrong class."""
+        """Cross-entropy of each image, and out of training 1 or 0 for a right or wrong class."""
         pixels_BHW, labels_B = batch
-        logits = model(pixels_BHW)
-        return Losses(F.cross_entropy(logits, labels_B, reduction="none"), (logits.argmax(1) == labels_B).float())
+        logits: Tensor = model(pixels_BHW)
+        loss_B = F.cross_entropy(logits, labels_B, reduction="none")
+        return Losses(loss_B, None if model.training else (logits.argmax(1) == labels_B).float())

@@ -39,8 +39,10 @@ def scaled_optim(optim: OptimConfig) -> ScaledOptim:
     * `inverse_sqrt`, legacy: lr/√κ as a batch-size guide prints it, z = y·(old/new)^0.5. It lowers the rate as the batch
       grows, which for a mean-reduced loss is wrong; it is here to reproduce that guide and nothing else.
 
-    Raises TaskError for an unknown rule.
+    Raises TaskError for an unknown rule, or for SGD under the width rule `mup`, whose rates are Adam's.
     """
+    if optim.width_rule == "mup" and optim.name == "sgd":
+        raise TaskError("optim.width_rule: mup is for adamw and adam; with sgd use inverse_sqrt_fan_in or none")
     kappa = optim.batch_size / optim.reference.batch_size
     lr, betas, eps, decay = optim.lr, optim.betas, optim.eps, optim.weight_decay
     if optim.batch_rule == "sqrt":

@@ -13,16 +13,30 @@ import numpy as np
 
 from analysis.laws.law import Array, Param
 
-MINIMUM_FAMILIES = 3
+MINIMUM_FAMILIES = 6
+"""Fewer families than this are not resampled: percentiles over so few clusters cover far less than they promise."""
 MINIMUM_DRAWS = 50
 
 
-def codes(labels: Sequence[Any] | Array, size: int, name: str = "families") -> tuple[NDArrayInt, int]:
-    """Labels [n] as integers 0 … k−1, and k. Raises ValueError where the length is not n."""
-    found, index = np.unique(np.asarray(labels).astype(str), return_inverse=True)
-    if index.size != size:
-        raise ValueError(f"{name}: {index.size} labels for {size} points; give one label a point")
-    return index.ravel(), len(found)
+def clusters(families: Sequence[Any] | None, keys: Sequence[str]) -> tuple[str, NDArrayInt, int]:
+    """What to resample: its name in words, the cluster of each point as 0 … k−1 [n], and k.
+
+    Families where there are at least six, else single points, which then says that what a family shares is not in the interval.
+    Raises ValueError where `families` has not one label a point.
+    """
+    points = np.arange(len(keys))
+    if families is None:
+        return f"{len(keys)} points", points, len(keys)
+    found, index = np.unique(np.asarray(families).astype(str), return_inverse=True)
+    if index.size != len(keys):
+        raise ValueError(f"families: {index.size} labels for {len(keys)} points; give one label a point")
+    if len(found) >= MINIMUM_FAMILIES:
+        return f"{len(found)} families", index.ravel(), len(found)
+    return (
+        f"{len(keys)} points ({len(found)} families are too few: what a family shares is not in it)",
+        points,
+        len(keys),
+    )
 
 
 NDArrayInt = np.ndarray[tuple[int, ...], np.dtype[np.int64]]

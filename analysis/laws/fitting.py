@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.laws import bootstrap
 from analysis.laws.forms import Columns, Problem
-from analysis.laws.huber import Solution, minimise
+from analysis.laws.huber import NEAR, Solution, minimise
 from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
 from analysis.laws.noise import default_delta, seed_noise
 
@@ -34,13 +34,14 @@ def fit(
     resamples: int = 400,
     seed: int = 0,
     level: float = 0.95,
+    influence: bool = True,
     derived: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
 ) -> Law:
     """Fits the law that `build` makes of `columns` (name → [n]) and `loss` [n].
 
     `families` [n] labels the points that are resampled together (default: every point alone), `keys` [n] names the points,
-    `delta` is the Huber threshold on ln loss (default: `noise.default_delta`), `derived` adds parameters that follow from
-    the fitted ones. Raises ValueError on values that are not positive numbers; a bad fit is a status, not an error.
+    `delta` is the Huber threshold on ln loss (default: `noise.default_delta`), `influence` refits without each point,
+    `derived` adds parameters that follow from the fitted ones. Raises ValueError on values that are not positive numbers; a bad fit is a status, not an error.
     """
     loss = positive("loss", loss)
     columns = {name: positive(name, values) for name, values in columns.items()}
@@ -52,14 +53,13 @@ def fit(
     names = tuple(str(key) for key in keys) if keys is not None else tuple(str(i) for i in range(len(loss)))
     if len(names) != len(loss):
         raise ValueError(f"keys: {len(names)} names for {len(loss)} points; give one a point")
-    family, count = bootstrap.codes(families if families is not None else names, len(loss))
+    unit, family, count = bootstrap.clusters(families, names)
     noise = seed_noise(loss, *columns.values()) if len(loss) else None
     delta = delta if delta is not None else (default_delta(noise) if noise else None)
-    unit = "points" if families is None else "families"
     common: dict[str, Any] = {
         "target": "loss",
         "level": level,
-        "resampling": f"{resamples} bootstrap draws over {count} {unit}",
+        "resampling": f"{resamples} bootstrap draws over {unit}",
         "n_points": len(loss),
         "delta": delta,
         **{f"{name}_column": name for name in columns if name in ("n", "d", "c")},
@@ -67,9 +67,7 @@ def fit(
     problem = build(columns, loss) if len(loss) else None
     if problem is None or delta is None or _too_few(problem, columns, loss):
         form = problem.form if problem else "none"
-        return Law(
-            id=form, form=form, params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common
-        )
+        return Law(id=form, form=form, params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common)
 
     log_loss = np.log(loss)
     ones = np.ones((1, len(loss)))
@@ -99,10 +97,12 @@ def fit(
             spread = bootstrap.widen(theta, refits.theta, count)
             draws = params_of(np.clip(spread, problem.lower, problem.upper))
     if not draws:
-        common["resampling"] = f"none: {count} {unit} are too few to resample"
+        common["resampling"] = f"none: {unit} are too few to resample"
 
-    left_out = _leave_one_out(problem, solve, theta, len(loss), log_loss, delta, params_of)
-    influence = {name: values - estimate[name] for name, values in left_out.items()}
+    moved: dict[str, Array] = {}
+    if influence:
+        left_out = _leave_one_out(problem, solve, theta, len(loss), log_loss, delta, params_of)
+        moved = {name: values - estimate[name] for name, values in left_out.items()}
     params = {name: bootstrap.interval(value, draws.get(name), level) for name, value in estimate.items()}
     diagnostics = {
         "gradient": float(tried.gradient[best]),
@@ -118,11 +118,12 @@ def fit(
         "resamples": len(next(iter(draws.values()))) if draws else 0,
         "resamples_rejected": rejected,
         "resamples_unsolved": unsolved,
-        "at_bound": _bounds_hit(problem, theta),
+        "at_bound": bounds_hit(problem, theta),
         **{f"{name}_range": float(values.max() / values.min()) for name, values in columns.items()},
-        "influence": _most_influential(problem, influence, params, names),
-        "left_out": _left_out_sets(problem, solve, theta, loss, influence, params, names, params_of),
     }
+    if influence:
+        diagnostics["influence"] = _most_influential(problem, moved, params, names)
+        diagnostics["left_out"] = _left_out_sets(problem, solve, theta, loss, moved, params, names, params_of)
     return Law(
         id=problem.form,
         form=problem.form,
@@ -131,7 +132,7 @@ def fit(
         status=_status(problem, tried, best, columns, params, diagnostics),
         objective=float(tried.objective[best]),
         diagnostics=diagnostics,
-        evidence=Evidence(draws, residuals, names, influence, {**columns, "loss": loss}),
+        evidence=Evidence(draws, residuals, names, moved, {**columns, "loss": loss}),
         **common,
     )
 
@@ -181,8 +182,9 @@ def _condition_number(problem: Problem, theta: Array) -> float:
     return float(np.linalg.cond((j / np.maximum(norm, 1e-300)) @ (j / np.maximum(norm, 1e-300)).T))
 
 
-def _bounds_hit(problem: Problem, theta: Array) -> list[str]:
-    room = 1e-6 * (problem.upper - problem.lower)
+def bounds_hit(problem: Problem, theta: Array) -> list[str]:
+    """Names of the coordinates of `theta` [p] that ended on a bound."""
+    room = NEAR * (problem.upper - problem.lower)
     hit = (theta <= problem.lower + room) | (theta >= problem.upper - room)
     return [name for name, at in zip(problem.names, hit, strict=True) if at]
 

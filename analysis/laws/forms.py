@@ -52,13 +52,14 @@ def chinchilla(columns: Columns, loss: Array) -> Problem:
     """L = E + A·N^−α + B·D^−β (https://arxiv.org/abs/2203.15556, approach 3)."""
     x_n, mean_n = _centred(columns["n"])
     x_d, mean_d = _centred(columns["d"])
-    powers = np.zeros((3, len(loss), 2))
+    powers = np.zeros((2, len(loss), 2))
     powers[0, :, 0], powers[1, :, 1] = -x_n, -x_d
+    unit = float(loss.min())
 
     def params(theta: Array) -> dict[str, Array]:
         c_a, c_b, e, alpha, beta = theta.T
         return {
-            "E": np.exp(e),
+            "E": e * unit,
             "A": np.exp(c_a + alpha * mean_n),
             "B": np.exp(c_b + beta * mean_d),
             "alpha": alpha,
@@ -75,15 +76,16 @@ def chinchilla(columns: Columns, loss: Array) -> Problem:
 def power(columns: Columns, loss: Array, *, variable: str, floor: bool) -> Problem:
     """L = K·x^−γ, with a floor E + … where asked. Kaplan's L(N) and L(D) are the form without floor."""
     x, mean = _centred(columns[variable])
-    powers = np.zeros((2 if floor else 1, len(loss), 1))
+    powers = np.zeros((1, len(loss), 1))
     powers[0, :, 0] = -x
+    unit = float(loss.min())
 
     def params(theta: Array) -> dict[str, Array]:
         gamma = theta[:, -1]
         log_k = theta[:, 0] + gamma * mean
         out = {"K": np.exp(log_k), "gamma": gamma}
         # x_c is where the power reaches one: Kaplan's Nc and Dc (https://arxiv.org/abs/2001.08361, eq. 1.1)
-        return {"E": np.exp(theta[:, 1]), **out} if floor else {**out, "x_c": np.exp(np.minimum(log_k / gamma, 700.0))}
+        return {"E": theta[:, 1] * unit, **out} if floor else {**out, "x_c": np.exp(np.minimum(log_k / gamma, 700.0))}
 
     names = ("K", "E", "gamma") if floor else ("K", "gamma")
     form = "power" if floor else "pure_power"
@@ -99,13 +101,14 @@ def overtrained(columns: Columns, loss: Array) -> Problem:
     x_n, mean_n = _centred(columns["n"])
     log_d = np.log(columns["d"]) + 0.5 * np.log(6)
     mean_d = float(log_d.mean())
-    powers = np.zeros((3, len(loss), 1))
+    powers = np.zeros((2, len(loss), 1))
     powers[0, :, 0], powers[1, :, 0] = -x_n, -(log_d - mean_d)
+    unit = float(loss.min())
 
     def params(theta: Array) -> dict[str, Array]:
         eta = theta[:, 3]
         return {
-            "E": np.exp(theta[:, 2]),
+            "E": theta[:, 2] * unit,
             "A": np.exp(theta[:, 0] + eta * mean_n),
             "B": np.exp(theta[:, 1] + eta * mean_d),
             "eta": eta,
@@ -126,15 +129,19 @@ def _sum_of_powers(
     distinct: Mapping[str, int],
     minimum: int = 6,
 ) -> Problem:
+    """Bounds and starts; a law with a name "E" has a floor, in units of the smallest loss."""
     grid = np.array(list(itertools.product(_GRID, repeat=exponents)))
-    low, high = np.log(loss.min()), np.log(loss.max())
-    lower = np.array([low + np.log(FLOOR) if name == "E" else low - 25 for name in names])
-    upper = np.array([high if name == "E" else high + 25 for name in names])
-    lower[-exponents:], upper[-exponents:] = EXPONENT
+    smallest, largest = float(loss.min()), float(loss.max())
+    bounds = {
+        name: (np.log(smallest) - 25, np.log(largest) + 25) if name != "E" else (FLOOR, largest / smallest)
+        for name in names[:-exponents]
+    }
+    lower, upper = np.array([*bounds.values(), *[EXPONENT] * exponents]).T
+    model = SumOfPowers(powers, smallest if "E" in names else None)
     return Problem(
         form=form,
-        model=SumOfPowers(powers),
-        starts=_projected_starts(powers, loss, grid),
+        model=model,
+        starts=_projected_starts(model, loss, grid),
         lower=lower,
         upper=upper,
         names=names,
@@ -145,26 +152,32 @@ def _sum_of_powers(
     )
 
 
-def _projected_starts(powers: Array, loss: Array, grid: Array) -> Array:
-    """θ for every row of exponents: the amplitudes that fit the relative loss best without being negative."""
-    k = len(powers)
-    terms = np.exp(np.einsum("knq,bq->bkn", powers, grid)) / loss
+def _projected_starts(model: SumOfPowers, loss: Array, grid: Array) -> Array:
+    """θ for every row of exponents: the amplitudes and floor that fit the relative loss best without being negative."""
+    k = len(model.powers)
+    terms = np.exp(np.einsum("knq,bq->bkn", model.powers, grid))
+    if model.unit is not None:
+        terms = np.concatenate([terms, np.full((len(grid), 1, len(loss)), model.unit)], axis=1)
+    size = terms.shape[1]
+    # a term that the projection switches off starts small rather than absent, so that it can come back
+    small = 1e-2 * loss.min() / terms.mean(axis=2)
+    terms = terms / loss
     gram = terms @ terms.transpose(0, 2, 1)
     moment = terms.sum(axis=2)
     best = np.full(len(grid), np.inf)
-    amplitude = np.zeros((len(grid), k))
-    for size in range(1, k + 1):
-        for chosen in map(list, itertools.combinations(range(k), size)):
-            sub = gram[:, chosen][:, :, chosen] + 1e-12 * np.eye(size)
-            x = np.linalg.solve(sub, moment[:, chosen, None])[..., 0]
-            misfit = np.where((x > 0).all(axis=1), len(loss) - (x * moment[:, chosen]).sum(axis=1), np.inf)
+    amplitude = np.zeros((len(grid), size))
+    for count in range(1, size + 1):
+        for chosen in itertools.combinations(range(size), count):
+            pick = np.array(chosen)
+            sub = gram[:, pick][:, :, pick] + 1e-12 * np.eye(count)
+            x = np.linalg.solve(sub, moment[:, pick, None])[..., 0]
+            misfit = np.where((x > 0).all(axis=1), len(loss) - (x * moment[:, pick]).sum(axis=1), np.inf)
             better = misfit < best
             best[better] = misfit[better]
             amplitude[better] = 0
-            amplitude[np.ix_(better, chosen)] = x[better]
-    # a term that the projection switched off starts small rather than absent, so that it can come back
-    small = 1e-2 * loss.min() / np.maximum(np.exp(np.einsum("knq,bq->bkn", powers, grid)).mean(axis=2), 1e-300)
-    return np.concatenate([np.log(np.maximum(amplitude, small)), grid], axis=1)
+            amplitude[np.ix_(np.flatnonzero(better), pick)] = x[better]
+    amplitude = np.maximum(amplitude, small)
+    return np.concatenate([np.log(amplitude[:, :k]), amplitude[:, k:], grid], axis=1)
 
 
 def _centred(values: Array) -> tuple[Array, float]:

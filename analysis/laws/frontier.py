@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from analysis.laws import bootstrap, forms
-from analysis.laws.huber import minimise
+from analysis.laws.fitting import FLAT, NARROW, bounds_hit
+from analysis.laws.huber import Solution, minimise
 from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
 from analysis.laws.noise import default_delta, seed_noise
 
@@ -24,7 +24,6 @@ BUDGETS = 13
 HALF_WINDOW = 2
 """Sizes on either side of the best that enter the parabola in ln N."""
 _LEAST_BUDGETS = 4
-_NARROW = 4.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Frontier:
     """[B, G] best size; NaN where it is not bracketed."""
     loss: Array
     """[B, G] loss at the best size; NaN where it is not bracketed."""
+    why: np.ndarray[Any, np.dtype[np.str_]]
+    """[B, G] bracketed | smallest | largest (the best size trained for this budget is at that end) | flat (no minimum)"""
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def trace(n: Array, c: Array, loss: Array, at: Array, weights: Array | None = No
     weights = np.ones((1, len(loss))) if weights is None else weights
     cells = _Cells.of(n, c)
     curves = _smooth(cells, *cells.means(np.log(loss), weights), np.log(at))
-    log_n, log_loss = _vertices(np.log(cells.sizes), curves)
-    return Frontier(at, np.exp(log_n), np.exp(log_loss))
+    log_n, log_loss, why = _vertices(np.log(cells.sizes), curves)
+    return Frontier(at, np.exp(log_n), np.exp(log_loss), why)
 
 
 def along(n: Array, c: Array, values: Array, frontier: Frontier) -> Array:
@@ -120,8 +121,8 @@ def _smooth(cells: _Cells, mean: Array, weight: Array, log_at: Array) -> Array:
     return curves
 
 
-def _vertices(log_sizes: Array, curves: Array) -> tuple[Array, Array]:
-    """Vertex of the parabola in ln N through the sizes around the best, [B, G] each; NaN where it is not bracketed."""
+def _vertices(log_sizes: Array, curves: Array) -> tuple[Array, Array, Any]:
+    """Vertex of the parabola in ln N through the sizes around the best, and why there is none, [B, G] each."""
     b, sizes, g = curves.shape
     flat = curves.transpose(0, 2, 1).reshape(-1, sizes)
     known = np.isfinite(flat)
@@ -146,10 +147,9 @@ def _vertices(log_sizes: Array, curves: Array) -> tuple[Array, Array]:
     first = np.where(window, x, np.inf).min(axis=1)
     final = np.where(window, x, -np.inf).max(axis=1)
     good = interior & (quadratic > 0) & (shift > first) & (shift < final)
-    return (
-        np.where(good, centre + shift, np.nan).reshape(b, g),
-        np.where(good, value, np.nan).reshape(b, g),
-    )
+    why = np.select([good, place <= 0, place >= last], ["bracketed", "smallest", "largest"], "flat")
+    log_n, log_loss = np.where(good, centre + shift, np.nan), np.where(good, value, np.nan)
+    return log_n.reshape(b, g), log_loss.reshape(b, g), why.reshape(b, g)
 
 
 def fit_frontier(
@@ -167,162 +167,191 @@ def fit_frontier(
     """The frontier L*(C) = E + K·C^−γ and N_opt(C) = G·C^a of finished runs.
 
     `n` parameters, `c` FLOP, `loss`, all [points]; `families` [points] are resampled together and the whole reading (average,
-    smooth, minimum, fit) is repeated in every draw. Both laws carry their points in `diagnostics["points"]`. Raises
-    ValueError on values that are not positive numbers.
+    smooth, minimum, fit) is repeated in every draw. Both laws carry their points in `diagnostics["points"]` and the budgets
+    without a bracketed minimum in `diagnostics["not_bracketed"]`. Raises ValueError on values that are not positive numbers.
     """
     n, c, loss = positive("n", n), positive("c", c), positive("loss", loss)
     names = tuple(str(k) for k in keys) if keys is not None else tuple(str(i) for i in range(len(loss)))
-    family, count = bootstrap.codes(families if families is not None else names, len(loss))
-    delta = delta if delta is not None else default_delta(seed_noise(loss, n, c))
+    unit, family, count = bootstrap.clusters(families, names)
     at = budgets(n, c)
-    read = trace(n, c, loss, at) if len(at) else Frontier(at, np.empty((1, 0)), np.empty((1, 0)))
+    read = trace(n, c, loss, at)
     used = np.isfinite(read.n[0])
-    rng = np.random.default_rng(seed)
     draws: Frontier | None = None
     if used.sum() >= _LEAST_BUDGETS and count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS:
-        weights, _ = bootstrap.family_weights(family, count, resamples, rng)
+        weights, _ = bootstrap.family_weights(family, count, resamples, np.random.default_rng(seed))
         draws = trace(n, c, loss, at, weights)
-    points = {
-        "c": at[used],
-        "n": read.n[0, used],
-        "loss": read.loss[0, used],
-        **_point_intervals(read, draws, used, count, level),
-        "not_bracketed_c": at[~used],
-    }
-    make = partial(
-        _law,
-        n_points=len(loss),
-        n_used=len(loss) if used.sum() >= _LEAST_BUDGETS else 0,
-        level=level,
-        resampling=_resampling(draws, count, families is not None),
-        delta=delta,
-        points=points,
-        families=count,
-    )
-    if used.sum() < _LEAST_BUDGETS:
-        few = frozenset({FitStatus.TOO_FEW_POINTS})
-        return make("frontier", "loss", {}, few, {}), make("n_opt", "n_opt", {}, few, {})
-    return _loss_law(read, draws, used, count, delta, level, make), _size_law(read, draws, used, count, level, make)
+    delta = delta if delta is not None else default_delta(seed_noise(loss, n, c))
+    reading = _Reading(read, draws, used, unit, count, level, delta, len(loss))
+    return reading.loss_law(), reading.size_law()
 
 
-def _resampling(draws: Frontier | None, count: int, labelled: bool) -> str:
-    unit = "families" if labelled else "points"
-    if draws is None:
-        return f"none: {count} {unit}, or fewer than {_LEAST_BUDGETS} bracketed budgets"
-    return f"{len(draws.n)} bootstrap draws over {count} {unit}, the whole reading repeated in each"
+@dataclass(frozen=True)
+class _Reading:
+    """A frontier, its resampled copies, and the two laws they give."""
 
+    read: Frontier
+    draws: Frontier | None
+    used: np.ndarray[Any, np.dtype[np.bool_]]
+    unit: str
+    count: int
+    level: float
+    delta: float
+    n_points: int
 
-def _point_intervals(read: Frontier, draws: Frontier | None, used: Any, count: int, level: float) -> dict[str, Any]:
-    if draws is None:
-        return {}
-    out: dict[str, Any] = {}
-    for name in ("n", "loss"):
-        estimate, spread = np.log(getattr(read, name)[0, used]), np.log(getattr(draws, name)[:, used])
-        wide = np.exp(bootstrap.widen(estimate, spread, count))
-        ends = [bootstrap.interval(float(np.exp(e)), wide[:, i], level) for i, e in enumerate(estimate)]
-        out[f"{name}_lo"], out[f"{name}_hi"] = [p.lo for p in ends], [p.hi for p in ends]
-    out["bracketed_share"] = np.isfinite(draws.n[:, used]).mean(axis=0)
-    return out
+    @property
+    def c(self) -> Array:
+        return self.read.c[self.used]
 
+    def loss_law(self) -> Law:
+        if self.used.sum() < _LEAST_BUDGETS:
+            return self._none("frontier", "loss")
+        c, loss = self.c, self.read.loss[0, self.used]
+        problem = forms.power({"c": c}, loss, variable="c", floor=True)
 
-def _loss_law(
-    read: Frontier, draws: Frontier | None, used: Any, count: int, delta: float, level: float, make: Any
-) -> Law:
-    c, loss = read.c[used], read.loss[0, used]
-    problem = forms.power({"c": c}, loss, variable="c", floor=True)
-    solve = partial(minimise, problem.model, delta=delta, lower=problem.lower, upper=problem.upper)
-    tried = solve(np.log(loss), np.ones((1, len(c))), problem.starts)
-    best = int(np.argmin(tried.objective))
-    theta = tried.theta[best]
-    estimate = {name: float(v[0]) for name, v in problem.params(theta[None]).items()}
-    spread: dict[str, Array] = {}
-    if draws is not None:
-        values = draws.loss[:, used]
-        seen = np.isfinite(values)
-        enough = seen.sum(axis=1) >= _LEAST_BUDGETS
-        if enough.sum() >= bootstrap.MINIMUM_DRAWS:
-            logs = np.log(np.where(seen, values, 1.0))[enough]
+        def solve(logs: Array, weights: Array, starts: Array) -> Solution:
+            return minimise(problem.model, logs, weights, starts, self.delta, problem.lower, problem.upper)
+
+        tried = solve(np.log(loss), np.ones((1, len(c))), problem.starts)
+        best = int(np.argmin(tried.objective))
+        theta = tried.theta[best]
+        spread: dict[str, Array] = {}
+        if self.draws is not None:
+            seen = np.isfinite(self.draws.loss[:, self.used])
+            enough = seen.sum(axis=1) >= _LEAST_BUDGETS
+            logs = np.log(np.where(seen, self.draws.loss[:, self.used], 1.0))[enough]
             refits = solve(logs, seen[enough].astype(np.float64), np.tile(theta, (int(enough.sum()), 1)))
-            wide = np.clip(bootstrap.widen(theta, refits.theta, count), problem.lower, problem.upper)
-            spread = problem.params(wide)
-    params = {name: bootstrap.interval(v, spread.get(name), level) for name, v in estimate.items()}
-    room = 1e-6 * (problem.upper - problem.lower)
-    hit = [
-        name
-        for name, x, lo, hi, r in zip(problem.names, theta, problem.lower, problem.upper, room, strict=True)
-        if x <= lo + r or x >= hi - r
-    ]
-    status = _shape_status(c, params["gamma"], bool(tried.converged[best]), bool(hit))
-    residuals = np.log(loss) - problem.model.log_loss(theta[None])[0]
-    evidence = Evidence(spread, residuals, tuple(f"{x:.4g}" for x in c), columns={"c": c, "loss": loss})
-    extra = {"at_bound": hit, "residual_sd": float(residuals.std()), "c_range": float(c.max() / c.min())}
-    return make("frontier", "loss", params, status, extra, evidence, float(tried.objective[best]))
+            wide = bootstrap.widen(theta, refits.theta, self.count)
+            spread = problem.params(np.clip(wide, problem.lower, problem.upper))
+        residuals = np.log(loss) - problem.model.log_loss(theta[None])[0]
+        hit = bounds_hit(problem, theta)
+        return self._law(
+            "frontier",
+            "loss",
+            {name: float(v[0]) for name, v in problem.params(theta[None]).items()},
+            spread,
+            residuals,
+            {"at_bound": hit, "gradient": float(tried.gradient[best])},
+            {FitStatus.AT_BOUND} if hit else set(),
+            bool(tried.converged[best]),
+            float(tried.objective[best]),
+        )
+
+    def size_law(self) -> Law:
+        if self.used.sum() < _LEAST_BUDGETS:
+            return self._none("n_opt", "n_opt")
+        c, log_n = self.c, np.log(self.read.n[:, self.used])
+        centre = float(np.log(c).mean())
+        fitted = _lines(np.log(c) - centre, log_n)[0]
+
+        def named(lines: Array) -> dict[str, Array]:
+            return {"a": lines[:, 1], "G": np.exp(lines[:, 0] - lines[:, 1] * centre)}
+
+        spread: dict[str, Array] = {}
+        if self.draws is not None:
+            lines = _lines(np.log(c) - centre, np.log(self.draws.n[:, self.used]))
+            spread = named(bootstrap.widen(fitted, lines, self.count))
+        residuals = log_n[0] - fitted[0] - fitted[1] * (np.log(c) - centre)
+        estimate = {name: float(v[0]) for name, v in named(fitted[None]).items()}
+        return self._law("n_opt", "n_opt", estimate, spread, residuals, {}, set(), True, None)
+
+    def _law(
+        self,
+        form: str,
+        target: str,
+        estimate: dict[str, float],
+        spread: dict[str, Array],
+        residuals: Array,
+        extra: dict[str, Any],
+        status: set[FitStatus],
+        converged: bool,
+        objective: float | None,
+    ) -> Law:
+        params = {name: bootstrap.interval(v, spread.get(name), self.level) for name, v in estimate.items()}
+        exponent = params.get("gamma", params.get("a", Param(float("nan"))))
+        reach = float(self.c.max() / self.c.min())
+        status = status | {FitStatus.CONVERGED if converged else FitStatus.NOT_CONVERGED}
+        if reach < NARROW:
+            status.add(FitStatus.TOO_NARROW)
+        if exponent.lo is not None and exponent.hi is not None and exponent.hi > FLAT * max(exponent.lo, 1e-300):
+            status.add(FitStatus.FLAT_BASIN)
+        return Law(
+            id=form,
+            form=form,
+            target=target,
+            params=params,
+            level=self.level,
+            resampling=self._resampling(),
+            n_points=self.n_points,
+            n_used=self.n_points,
+            status=frozenset(status),
+            n_column="n",
+            c_column="c",
+            objective=objective,
+            delta=self.delta if objective is not None else None,
+            diagnostics={
+                **extra,
+                "residual_sd": float(residuals.std()),
+                "c_range": reach,
+                "families": self.count,
+                "points": self._points(),
+                "not_bracketed": self._not_bracketed(),
+            },
+            evidence=Evidence(
+                draws=spread,
+                residuals=residuals,
+                keys=tuple(f"{x:.4g}" for x in self.c),
+                columns={"c": self.c, "n": self.read.n[0, self.used], "loss": self.read.loss[0, self.used]},
+            ),
+        )
+
+    def _none(self, form: str, target: str) -> Law:
+        return Law(
+            id=form,
+            form=form,
+            target=target,
+            params={},
+            level=self.level,
+            resampling=self._resampling(),
+            n_points=self.n_points,
+            n_used=0,
+            status=frozenset({FitStatus.TOO_FEW_POINTS}),
+            n_column="n",
+            c_column="c",
+            diagnostics={"points": self._points(), "not_bracketed": self._not_bracketed()},
+        )
+
+    def _resampling(self) -> str:
+        if self.draws is None:
+            return f"none: {self.unit}, {int(self.used.sum())} bracketed budgets"
+        return f"{len(self.draws.n)} bootstrap draws over {self.unit}, the whole reading repeated in each"
+
+    def _points(self) -> dict[str, Any]:
+        """The bracketed budgets with their best size and loss, and the intervals of both."""
+        read, used = self.read, self.used
+        out: dict[str, Any] = {name: getattr(read, name)[0, used].tolist() for name in ("n", "loss")}
+        out["c"] = self.c.tolist()
+        if self.draws is not None:
+            for name in ("n", "loss"):
+                estimate = np.log(getattr(read, name)[0, used])
+                wide = np.exp(bootstrap.widen(estimate, np.log(getattr(self.draws, name)[:, used]), self.count))
+                ends = [bootstrap.interval(float(np.exp(e)), wide[:, i], self.level) for i, e in enumerate(estimate)]
+                out[f"{name}_lo"], out[f"{name}_hi"] = [p.lo for p in ends], [p.hi for p in ends]
+        return out
+
+    def _not_bracketed(self) -> dict[str, list[float]]:
+        """Reason → budgets without a minimum inside the sizes trained for them."""
+        why, c = self.read.why[0], self.read.c
+        return {str(reason): c[why == reason].tolist() for reason in np.unique(why[~self.used])}
 
 
-def _size_law(read: Frontier, draws: Frontier | None, used: Any, count: int, level: float, make: Any) -> Law:
-    c, n = read.c[used], read.n[0, used]
-    x = np.log(c) - np.log(c).mean()
-
-    def line(log_n: Array) -> Array:
-        """(intercept, slope) of ln N on centred ln C over the budgets that are bracketed [B, 2]."""
-        seen = np.isfinite(log_n)
-        weight = seen.astype(np.float64)
-        y = np.where(seen, log_n, 0.0)
-        total = np.maximum(weight.sum(axis=1), 1)
-        mean_x, mean_y = (weight * x).sum(axis=1) / total, (weight * y).sum(axis=1) / total
-        away = weight * (x - mean_x[:, None])
-        slope = (away * y).sum(axis=1) / np.maximum((away * x).sum(axis=1), 1e-300)
-        slope = np.where(seen.sum(axis=1) >= _LEAST_BUDGETS, slope, np.nan)
-        return np.column_stack([mean_y - slope * mean_x, slope])
-
-    def named(lines: Array) -> dict[str, Array]:
-        return {"a": lines[:, 1], "G": np.exp(lines[:, 0] - lines[:, 1] * np.log(c).mean())}
-
-    fitted = line(np.log(n)[None])[0]
-    spread: dict[str, Array] = {}
-    if draws is not None:
-        spread = named(bootstrap.widen(fitted, line(np.log(draws.n[:, used])), count))
-    params = {k: bootstrap.interval(float(v[0]), spread.get(k), level) for k, v in named(fitted[None]).items()}
-    residuals = np.log(n) - fitted[0] - fitted[1] * x
-    evidence = Evidence(spread, residuals, tuple(f"{v:.4g}" for v in c), columns={"c": c, "n": n})
-    status = _shape_status(c, params["a"], True, False)
-    return make("n_opt", "n_opt", params, status, {"c_range": float(c.max() / c.min())}, evidence)
-
-
-def _shape_status(c: Array, exponent: Param, converged: bool, at_bound: bool) -> frozenset[FitStatus]:
-    status = {FitStatus.CONVERGED if converged else FitStatus.NOT_CONVERGED}
-    if at_bound:
-        status.add(FitStatus.AT_BOUND)
-    if c.max() / c.min() < _NARROW:
-        status.add(FitStatus.TOO_NARROW)
-    if exponent.lo is not None and exponent.hi is not None and exponent.hi > 3 * max(exponent.lo, 1e-300):
-        status.add(FitStatus.FLAT_BASIN)
-    return frozenset(status)
-
-
-def _law(
-    form: str,
-    target: str,
-    params: dict[str, Param],
-    status: frozenset[FitStatus],
-    extra: dict[str, Any],
-    evidence: Evidence | None = None,
-    objective: float | None = None,
-    *,
-    points: dict[str, Any],
-    families: int,
-    **common: Any,
-) -> Law:
-    return Law(
-        id=form,
-        form=form,
-        target=target,
-        params=params,
-        status=status,
-        objective=objective,
-        n_column="n",
-        c_column="c",
-        diagnostics={"families": families, "points": {k: np.asarray(v).tolist() for k, v in points.items()}, **extra},
-        evidence=evidence,
-        **common,
-    )
+def _lines(x: Array, y: Array) -> Array:
+    """(height at x = 0, slope) of the line through each row of `y` [B, G]; NaN with fewer than four finite values."""
+    seen = np.isfinite(y)
+    weight = seen.astype(np.float64)
+    filled = np.where(seen, y, 0.0)
+    total = np.maximum(weight.sum(axis=1), 1)
+    mean_x, mean_y = (weight * x).sum(axis=1) / total, (weight * filled).sum(axis=1) / total
+    away = weight * (x - mean_x[:, None])
+    slope = (away * filled).sum(axis=1) / np.maximum((away * x).sum(axis=1), 1e-300)
+    slope = np.where(seen.sum(axis=1) >= _LEAST_BUDGETS, slope, np.nan)
+    return np.column_stack([mean_y - slope * mean_x, slope])

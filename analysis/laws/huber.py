@@ -9,6 +9,7 @@ is safe far from the minimum and quadratic near it (Nocedal & Wright, Numerical 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ _ROWS = 64  # rows worked on together: their Jacobians then stay in a core's cac
 _ITERATIONS = 400
 _TOLERANCE = 1e-13  # of the objective that one more Newton step could still gain
 _ROUNDING = 1e-27  # the same, a point, where the data are exact and the objective is rounding error
+NEAR = 1e-4  # share of a range within which a parameter that pushes outwards is put on its bound
 
 
 class Model(Protocol):
@@ -39,48 +41,70 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class SumOfPowers:
-    """ln L = ln Σ_k exp(c_k + Σ_j powers[k, i, j] γ_j), with θ = (c_1 … c_K, γ_1 … γ_q)."""
+    """L = u·E + Σ_k exp(c_k + Σ_j powers[k, i, j] γ_j), with θ = (c_1 … c_K, E, γ_1 … γ_q); no E without a `unit` u.
+
+    Amplitudes are fitted as logarithms because they are positive and span decades; the floor is fitted as it is, because in its
+    logarithm the valley towards a small floor is long and bent.
+    """
 
     powers: Array
-    """[K, n, q]: logarithms of the variables, signed; an all-zero block is a floor."""
+    """[K, n, q]: logarithms of the variables, signed."""
+    unit: float | None = None
+    """Loss that one unit of E stands for; None: a law without floor."""
 
-    def _terms(self, theta: Array) -> Array:
+    @property
+    def size(self) -> int:
+        """Number of parameters p."""
+        k, _, q = self.powers.shape
+        return int(k + q + (self.unit is not None))
+
+    def terms(self, theta: Array) -> Array:
+        """The power terms [B, K, n]."""
         k, n, q = self.powers.shape
         z = np.repeat(theta[:, :k, None], n, axis=2)
         for term in range(k):
             for j in range(q):
                 if self.powers[term, :, j].any():
-                    z[:, term] += theta[:, k + j, None] * self.powers[term, :, j]
-        return z
+                    z[:, term] += theta[:, j - q, None] * self.powers[term, :, j]
+        return np.asarray(np.exp(np.minimum(z, 700.0, out=z), out=z))
+
+    def _loss(self, theta: Array, terms: Array) -> Array:
+        loss = terms.sum(axis=1)
+        if self.unit is not None:
+            loss += self.unit * theta[:, len(self.powers), None]
+        return np.asarray(np.maximum(loss, 1e-300))
 
     def log_loss(self, theta: Array) -> Array:
-        z = self._terms(theta)
-        top = z.max(axis=1)
-        return np.asarray(top + np.log(np.exp(z - top[:, None]).sum(axis=1)))
+        return np.asarray(np.log(self._loss(theta, self.terms(theta))))
 
     def derivatives(self, theta: Array) -> tuple[Array, Array, Array | None]:
-        z = self._terms(theta)
-        top = z.max(axis=1)
-        shares = np.exp(z - top[:, None])
-        total = shares.sum(axis=1)
-        shares /= total[:, None]
+        shares = self.terms(theta)
+        loss = self._loss(theta, shares)
+        shares /= loss[:, None]
         k, _, q = self.powers.shape
-        jacobian = np.empty((theta.shape[0], k + q, self.powers.shape[1]))
+        jacobian = np.empty((theta.shape[0], self.size, self.powers.shape[1]))
         jacobian[:, :k] = shares
+        if self.unit is not None:
+            jacobian[:, k] = self.unit / loss
         for j in range(q):
             used = [term for term in range(k) if self.powers[term, :, j].any()]
-            jacobian[:, k + j] = sum(shares[:, term] * self.powers[term, :, j] for term in used)
-        return top + np.log(total), jacobian, shares
+            jacobian[:, j - q] = sum(shares[:, term] * self.powers[term, :, j] for term in used)
+        return np.log(loss), jacobian, shares
 
     def curvature(self, parts: Array, jacobian: Array, v: Array) -> Array:
-        k, n, q = self.powers.shape
-        p = k + q
-        unit = np.zeros((k, n, p))
-        unit[np.arange(k), :, np.arange(k)] = 1
-        unit[:, :, k:] = self.powers
-        outer = (unit[..., :, None] * unit[..., None, :]).reshape(k * n, p * p)
-        within = (parts * v[:, None]).reshape(len(v), k * n) @ outer
+        k, n, _ = self.powers.shape
+        p = self.size
+        within = (parts * v[:, None]).reshape(len(v), k * n) @ self._outer
         return np.asarray(within.reshape(-1, p, p) - (jacobian * v[:, None]) @ jacobian.transpose(0, 2, 1))
+
+    @cached_property
+    def _outer(self) -> Array:
+        """Gradient of each term's logarithm times itself, [K·n, p·p]."""
+        k, n, q = self.powers.shape
+        slope = np.zeros((k, n, self.size))
+        slope[np.arange(k), :, np.arange(k)] = 1
+        slope[:, :, self.size - q :] = self.powers
+        return np.asarray((slope[..., :, None] * slope[..., None, :]).reshape(k * n, -1))
 
 
 @dataclass(frozen=True)
@@ -119,7 +143,9 @@ def minimise(
     weights, log_loss = np.broadcast_to(weights, (rows, n)), np.broadcast_to(log_loss, (rows, n))
     cuts = [slice(at, at + _ROWS) for at in range(0, rows, _ROWS)]
     parts = [_chunk(model, log_loss[cut], weights[cut], starts[cut], delta, lower, upper) for cut in cuts]
-    return Solution(*(np.concatenate([getattr(part, name) for part in parts]) for name in Solution.__dataclass_fields__))
+    return Solution(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in Solution.__dataclass_fields__)
+    )
 
 
 def _chunk(
@@ -131,7 +157,8 @@ def _chunk(
     )
     at = np.arange(rows)
     theta, w, damping = final.theta.copy(), np.ascontiguousarray(weights), np.full(rows, 1e-2)
-    steps = np.zeros(rows)
+    steps, refused = np.zeros(rows), np.zeros(rows)
+    near = NEAR * (upper - lower)
     floor = _ROUNDING * log_loss.shape[1]
     objective = (w * huber(model.log_loss(theta) - log_loss, delta)).sum(axis=1)
     for iteration in range(_ITERATIONS + 1):
@@ -141,46 +168,73 @@ def _chunk(
         reweight = w * np.minimum(1, delta / np.maximum(size, delta))
         psi = reweight * residual
         gradient = (jacobian @ psi[..., None])[..., 0]
-        free = ~(((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0)))
-        gradient = gradient * free
-        safe = _restrict((jacobian * reweight[:, None]) @ jacobian.transpose(0, 2, 1), free)
-        gain = 0.5 * (gradient * np.linalg.solve(safe, gradient[..., None])[..., 0]).sum(axis=1)
+        low, high = (theta <= lower + near) & (gradient > 0), (theta >= upper - near) & (gradient < 0)
+        snap = np.where(low, lower - theta, np.where(high, upper - theta, 0))
+        free = ~(low | high)
+        safe = _ridged((jacobian * reweight[:, None]) @ jacobian.transpose(0, 2, 1))
+        inside = gradient * free
+        gain = -0.5 * (inside * _solve(safe, gradient, free, np.zeros_like(theta))).sum(axis=1)
         done = gain <= _TOLERANCE * objective + floor
         stop = done | (damping > 1e12) | (iteration == _ITERATIONS)
         if stop.any():
             ended = at[stop]
             final.theta[ended], final.objective[ended], final.steps[ended] = theta[stop], objective[stop], steps[stop]
-            final.gradient[ended] = np.abs(gradient[stop]).max(axis=1)
+            final.gradient[ended] = np.abs(inside[stop]).max(axis=1)
             final.converged[ended] = (gain <= 1e-8 * objective + floor)[stop]
             go = ~stop
             if not go.any():
                 break
             at, theta, w, damping, steps, objective = (x[go] for x in (at, theta, w, damping, steps, objective))
-            log_loss = log_loss[go]
-            residual, size, psi, jacobian, free, gradient, safe = (
-                x[go] for x in (residual, size, psi, jacobian, free, gradient, safe)
+            log_loss, refused = log_loss[go], refused[go]
+            residual, size, psi, jacobian, free, snap, gradient, safe = (
+                x[go] for x in (residual, size, psi, jacobian, free, snap, gradient, safe)
             )
             state = state[go] if state is not None else None
         exact = (jacobian * (w * (size <= delta))[:, None]) @ jacobian.transpose(0, 2, 1)
         if state is not None:
             exact += model.curvature(state, jacobian, psi)
-        exact = exact * (free[:, :, None] & free[:, None, :])
-        step = -np.linalg.solve(exact + damping[:, None, None] * safe, gradient[..., None])[..., 0]
-        downhill = (gradient * step).sum(axis=1) < 0
+        step = _bounded_step(exact + damping[:, None, None] * safe, gradient, free, snap, lower - theta, upper - theta)
+        slope = (gradient * step).sum(axis=1)
+        promised = -slope - 0.5 * (step * (exact @ step[..., None])[..., 0]).sum(axis=1)
         trial = np.clip(theta + step, lower, upper)
         found = (w * huber(model.log_loss(trial) - log_loss, delta)).sum(axis=1)
-        better = downhill & (found < objective)
+        found = np.where(np.isfinite(found), found, np.inf)
+        ratio = np.where(promised > 0, (objective - found) / np.where(promised > 0, promised, 1), 0)
+        better = (slope < 0) & (found < objective)
         theta = np.where(better[:, None], trial, theta)
         objective = np.where(better, found, objective)
         steps = steps + better
-        damping = np.where(better, np.maximum(damping * 0.2, 1e-9), damping * 5)
+        refused = np.where(better, 0, refused + 1)
+        factor = np.where(better, np.where(ratio > 0.75, 0.1, np.where(ratio > 0.25, 0.5, 2.0)), 4.0**refused)
+        damping = np.maximum(damping * factor, 1e-9)
     return final
 
 
-def _restrict(hessian: Array, free: NDArrayBool) -> Array:
-    """`hessian` on the free parameters, the identity on the others, and a ridge against exact singularity."""
-    out = hessian * (free[:, :, None] & free[:, None, :])
-    diagonal = np.arange(out.shape[1])
-    scale = out[:, diagonal, diagonal]
-    out[:, diagonal, diagonal] = np.where(free, scale * (1 + 1e-12), 1) + 1e-14 * scale.max(axis=1, keepdims=True) + 1e-300
-    return out
+def _ridged(hessian: Array) -> Array:
+    """`hessian` with a ridge against exact singularity."""
+    diagonal = np.arange(hessian.shape[1])
+    scale = hessian[:, diagonal, diagonal]
+    hessian[:, diagonal, diagonal] = scale * (1 + 1e-12) + 1e-14 * scale.max(axis=1, keepdims=True) + 1e-300
+    return hessian
+
+
+def _solve(hessian: Array, gradient: Array, free: NDArrayBool, fixed: Array) -> Array:
+    """The Newton step of the free parameters, given the steps `fixed` of the others."""
+    held = ~free
+    scale = hessian[:, np.arange(hessian.shape[1]), np.arange(hessian.shape[1])].max(axis=1)
+    matrix = hessian * (free[:, :, None] & free[:, None, :])
+    matrix[:, np.arange(hessian.shape[1]), np.arange(hessian.shape[1])] += held * scale[:, None]
+    right = np.where(free, -gradient - (hessian @ (fixed * held)[..., None])[..., 0], fixed * scale[:, None])
+    return np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0])
+
+
+def _bounded_step(hessian: Array, gradient: Array, free: NDArrayBool, fixed: Array, down: Array, up: Array) -> Array:
+    """A Newton step in which a parameter that would cross a bound goes to it, and the others make the best of that."""
+    step = _solve(hessian, gradient, free, fixed)
+    below, above = free & (step < down), free & (step > up)
+    crossing = (below | above).any(axis=1)
+    if crossing.any():
+        low, high = below[crossing], above[crossing]
+        fixed = np.where(low, down[crossing], np.where(high, up[crossing], fixed[crossing]))
+        step[crossing] = _solve(hessian[crossing], gradient[crossing], free[crossing] & ~low & ~high, fixed)
+    return step

@@ -122,7 +122,8 @@ class Law:
             "d_column": self.d_column,
             "c_column": self.c_column,
             "params": {
-                name: {"value": _plain(p.value), "lo": _plain(p.lo), "hi": _plain(p.hi)} for name, p in self.params.items()
+                name: {"value": _plain(p.value), "lo": _plain(p.lo), "hi": _plain(p.hi)}
+                for name, p in self.params.items()
             },
             "level": self.level,
             "resampling": self.resampling,
@@ -140,7 +141,9 @@ class Law:
         """The law of an entry of `laws.json`, without `evidence`. Raises ValueError naming a missing or unknown key."""
         known = set(cls.__dataclass_fields__) - {"evidence"}
         if known != set(entry):
-            raise ValueError(f"law entry: missing or unknown keys {sorted(known ^ set(entry))}; expected {sorted(known)}")
+            raise ValueError(
+                f"law entry: missing or unknown keys {sorted(known ^ set(entry))}; expected {sorted(known)}"
+            )
         return cls(
             **{
                 **entry,

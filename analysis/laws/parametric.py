@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def fit_chinchilla(
     resamples: int = 400,
     seed: int = 0,
     level: float = 0.95,
+    influence: bool = True,
 ) -> Law:
     """Fits L(N, D) = E + A·N^−α + B·D^−β by the sum of Huber losses on ln L.
 
@@ -56,10 +58,11 @@ def fit_chinchilla(
         resamples=resamples,
         seed=seed,
         level=level,
+        influence=influence,
         derived=derived,
     )
     cost = {"cost_n_exponent": s, "cost_d_exponent": t, "cost_factor": k, "cost_misfit": misfit}
-    return _with_diagnostics(law, cost) if law.params else law
+    return replace(law, diagnostics={**law.diagnostics, **cost}) if law.params else law
 
 
 def cost_exponents(n: Any, d: Any, c: Any) -> tuple[float, float, float, float]:
@@ -113,9 +116,3 @@ def optimum(law: Law, c: float) -> dict[str, Param]:
     estimate = best(values(law))
     draws = best(law.evidence.draws) if law.evidence and law.evidence.draws else {}
     return {name: interval(float(x), draws.get(name), law.level) for name, x in estimate.items()}
-
-
-def _with_diagnostics(law: Law, extra: Mapping[str, Any]) -> Law:
-    from dataclasses import replace
-
-    return replace(law, diagnostics={**law.diagnostics, **extra})

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from analysis.spectral.power_law import Floats
 
 Array = NDArray[Any]
-Profile = Literal["ww-0.7.7", "native"]
-Precision = Literal["float64", "float32"]
 
 WW, NATIVE = "ww-0.7.7", "native"
 PROFILES = (WW, NATIVE)
 KINDS = ("dense", "conv1d", "conv2d", "embedding")
+PRECISIONS = ("float64", "float32")
+DEVICES = ("auto", "cpu", "cuda")
 
 WW_CONV_FACTOR = 0.5
 """WeightWatcher multiplies each slice of a pooled convolution by √(1/2): its eigenvalues are half the true ones."""
@@ -92,19 +92,18 @@ class Spectrum:
         return self.N / self.M
 
 
-def layer(weight: Array, kind: str, profile: str) -> Layer:
+def layer(weight: Array, kind: str, profile: str, position: int | None = None) -> Layer:
     """The matrices of a weight tensor: dense and embedding a × b; conv1d a × b or out × in × k; conv2d out × in × kh × kw.
 
     Quirks of `ww-0.7.7` that are kept: the channel order of a convolution is guessed; N and M of a convolution change places
     when out < in and the kernel has an even number of positions; a 3-D tensor is one "matrix" with N and M its largest and
     smallest dimension, of whose singular values only the top M are kept.
-    Raises SpectrumError for other dimensions, kinds or profiles.
+    position: only that kernel position of a 2-D convolution, at count/2 times its eigenvalues: WeightWatcher's pool=False.
+    Raises SpectrumError where there is no matrix.
     """
-    if kind not in KINDS:
-        raise SpectrumError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    if profile not in PROFILES:
-        raise SpectrumError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
     shape = weight.shape
+    if 0 in shape:
+        raise SpectrumError(f"a {kind} weight of shape {'×'.join(map(str, shape))} is empty")
     if weight.ndim == 2:
         return Layer(weight[None], max(shape), min(shape))
     if weight.ndim == 3 and kind == "conv1d":
@@ -114,7 +113,13 @@ def layer(weight: Array, kind: str, profile: str) -> Layer:
             return Layer(weight.reshape(1, shape[0], shape[2]), *_sides(shape[0], shape[2]))
         return Layer(np.moveaxis(weight, 2, 0), *_sides(shape[0], shape[1]))
     if weight.ndim == 4 and kind == "conv2d":
-        return _ww_conv(weight) if profile == WW else _native_conv(weight)
+        if profile == NATIVE:
+            return _native_conv(weight)
+        whole = _ww_conv(weight)
+        if position is None:
+            return whole
+        one = whole.stack[position : position + 1]
+        return Layer(one, whole.N, whole.M, WW_CONV_FACTOR * len(whole.stack))
     raise SpectrumError(f"a {kind} weight of {weight.ndim} dimensions ({'×'.join(map(str, shape))}) holds no matrix")
 
 
@@ -131,6 +136,11 @@ def _ww_conv(weight: Array) -> Layer:
     if turned and len(stack) % 2:
         N, M = M, N
     return Layer(stack, N, M, WW_CONV_FACTOR)
+
+
+def kernel_positions(weight: Array) -> int:
+    """Into how many matrices WeightWatcher cuts a 2-D convolution."""
+    return len(_ww_conv(weight).stack)
 
 
 def _native_conv(weight: Array) -> Layer:
@@ -167,7 +177,10 @@ def pooled(layer: Layer, *, precision: str = "float64", device: str = "cpu") -> 
     """The eigenvalues alone, ascending: no ranks."""
     if layer.keep is not None:
         return _truncated(layer).values
-    return np.sort(np.concatenate([eigenvalues(m, precision=precision, device=device) for m in layer.stack])) * layer.factor
+    return (
+        np.sort(np.concatenate([eigenvalues(m, precision=precision, device=device) for m in layer.stack]))
+        * layer.factor
+    )
 
 
 def _truncated(layer: Layer) -> Spectrum:
@@ -181,25 +194,31 @@ def _truncated(layer: Layer) -> Spectrum:
 def eigenvalues(matrix: Array, *, precision: str = "float64", device: str = "cpu") -> Floats:
     """Squared singular values of an a × b matrix, min(a, b) of them, ascending, as float64; none is negative.
 
-    Raises NonFiniteError where the Gram matrix is not finite.
+    float32 squares that overflow are taken again in float64. Raises NonFiniteError where those are not finite either.
     """
-    if use_gpu(device):
-        return _gpu_eigenvalues(matrix, precision)
+    found = _gpu_eigenvalues(matrix, precision) if use_gpu(device) else _cpu_eigenvalues(matrix, precision)
+    if found is not None:
+        return np.asarray(np.maximum(found, 0), dtype=np.float64)
+    if precision == "float64":
+        raise NonFiniteError
+    return eigenvalues(matrix, device=device)
+
+
+def _cpu_eigenvalues(matrix: Array, precision: str) -> Array | None:
     with np.errstate(over="ignore", invalid="ignore"):
         product = gram(matrix, precision)
     if not np.isfinite(np.trace(product)):
-        raise NonFiniteError
-    found = scipy.linalg.eigvalsh(product, driver="evd", overwrite_a=True, check_finite=False)
-    return np.maximum(found, 0, dtype=np.float64)
+        return None
+    return np.asarray(scipy.linalg.eigvalsh(product, driver="evd", overwrite_a=True, check_finite=False))
 
 
 def gram(matrix: Array, precision: str = "float64") -> Array:
-    """The Gram matrix on the short side, M × M, accumulated over blocks of rows of the long side."""
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    """The Gram matrix on the short side, M × M, accumulated over blocks of the long side; of a square matrix, W·Wᵀ."""
+    tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
     rows = max(1, BLOCK_BYTES // (8 * tall.shape[1]))
     blocks = (tall[at : at + rows].astype(precision, copy=False) for at in range(0, len(tall), rows))
     first = next(blocks)
-    total = first.T @ first
+    total: Array = first.T @ first
     for block in blocks:
         total += block.T @ block
     return total
@@ -209,10 +228,20 @@ def _svd(matrix: Array) -> Floats:
     return np.asarray(scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False), dtype=np.float64)
 
 
+def check_options(kind: str, profile: str, precision: str, device: str) -> None:
+    """Raises SpectrumError for a name that does not exist."""
+    for what, value, known in (
+        ("kind", kind, KINDS),
+        ("profile", profile, PROFILES),
+        ("precision", precision, PRECISIONS),
+        ("device", device, DEVICES),
+    ):
+        if value not in known:
+            raise SpectrumError(f"{what} {value!r} is none of {', '.join(known)}")
+
+
 def use_gpu(device: str) -> bool:
-    """`device` is cpu, cuda, or auto: cuda where there is one. torch is imported only on a machine with a CUDA driver."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise SpectrumError(f"device {device!r} is none of auto, cpu, cuda")
+    """auto means the GPU where there is one. torch is imported only on a machine with a CUDA driver."""
     return device == "cuda" or (device == "auto" and _gpu_present())
 
 
@@ -228,7 +257,7 @@ def _gpu_present() -> bool:
     return torch.cuda.is_available()
 
 
-def _gpu_eigenvalues(matrix: Array, precision: str) -> Floats:
+def _gpu_eigenvalues(matrix: Array, precision: str) -> Array | None:
     """The same on the GPU: the weights travel in their own dtype and are multiplied in `precision`, never in float16."""
     import torch
 
@@ -243,11 +272,11 @@ def _gpu_eigenvalues(matrix: Array, precision: str) -> Floats:
         try:
             product = tall.T @ tall
             if not bool(torch.isfinite(product.trace())):
-                raise NonFiniteError
+                return None
             found = torch.linalg.eigvalsh(product)
         finally:
             torch.set_float32_matmul_precision(before)
-        return np.maximum(found.double().cpu().numpy(), 0)
+        return np.asarray(found.double().cpu().numpy())
 
 
 def shuffled(layer: Layer, rng: np.random.Generator) -> Layer:

@@ -47,18 +47,18 @@ def fit_bulk(values: Floats, N: int, M: int) -> Bulk | None:
     scale_squared = len(values) / float(values.sum())
     x = values * scale_squared
     Q, top = N / M, float(x[-1])
-    root = 1 / np.sqrt(Q)
+    root = Q**-0.5
     objective = _Misfit(np.sqrt(x) if Q == 1 else x, Q)
     if not len(objective.x):
         return None
-    unit = np.sqrt(top / (1 + root) ** 2)
+    unit = top**0.5 / (1 + root)
     grid = np.arange(0.05 * unit, 2.0 * unit, 0.01 * unit)
     start = grid[int(np.argmin([objective(s) for s in grid]))]
     sigma = float(optimize.fmin(lambda p: objective(p[0]), start, disp=False)[0])
     upper, lower = (sigma * (1 + root)) ** 2, (sigma * (1 - root)) ** 2
     width = root * upper ** (2 / 3) * M ** (-2 / 3)
-    spikes = int(np.count_nonzero(x > upper + np.sqrt(width)))
-    return Bulk(sigma, float(np.sqrt(scale_squared)), lower / scale_squared, upper / scale_squared, upper / top, spikes)
+    spikes = int(np.count_nonzero(x > upper + width**0.5))
+    return Bulk(sigma, scale_squared**0.5, lower / scale_squared, upper / scale_squared, upper / top, spikes)
 
 
 class _Misfit:

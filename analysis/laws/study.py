@@ -1,0 +1,139 @@
+"""Every law that a study's tables allow, each with its intervals and an honest status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws import frontier
+from analysis.laws.law import Exclusion, Law
+from analysis.laws.parametric import fit_chinchilla
+from analysis.laws.power import fit_power
+
+AXES_OF_A_GRID = ("width", "data_fraction", "seed")
+N, D, C = "params_matmul", "samples", "flops_train"
+
+
+def study_laws(
+    runs: pd.DataFrame,
+    curves: pd.DataFrame | None = None,
+    *,
+    target: str = "val_loss",
+    resamples: int = 400,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Law]:
+    """The parametric law, the frontier, N_opt(C), L(N) and L(D) of a study.
+
+    `runs` has the columns of `analysis.tables.RUNS`; runs that are not done, or have no `target`, are left out with a reason.
+    A study with further axes (dropout, a learning rate) gives one set of laws a combination, its id suffixed
+    `/axis=value`. Only finished runs count: `curves` holds losses in mid-schedule, which no law may read. Raises
+    ValueError naming a missing column.
+    """
+    needed = {"run_key", "family_key", "status", N, D, C, target, *AXES_OF_A_GRID}
+    if missing := sorted(needed - set(runs.columns)):
+        raise ValueError(f"runs: columns {', '.join(missing)} are missing; pass the table runs.parquet of a study")
+    laws: list[Law] = []
+    for suffix, part in _combinations(runs):
+        laws += [
+            replace(law, id=law.id + suffix)
+            for law in _grid_laws(part, target=target, resamples=resamples, seed=seed, level=level)
+        ]
+    return laws
+
+
+def extra_axes(runs: pd.DataFrame) -> list[str]:
+    """The axes of a study beyond width, fraction and seed: columns after `seed` and before `batch_size` that vary."""
+    columns = list(runs.columns)
+    if "seed" not in columns or "batch_size" not in columns:
+        return []
+    between = columns[columns.index("seed") + 1 : columns.index("batch_size")]
+    return [name for name in between if len(runs[name].unique()) > 1]
+
+
+def _combinations(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    axes = extra_axes(runs)
+    if not axes:
+        return [("", runs)]
+    out = []
+    for values, part in runs.groupby(axes, dropna=False, sort=True):
+        named = zip(axes, values if isinstance(values, tuple) else (values,), strict=True)
+        out.append(("/" + ",".join(f"{axis}={value}" for axis, value in named), part))
+    return out
+
+
+def usable(runs: pd.DataFrame, target: str) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """The runs that may enter a law, and the others with the reason."""
+    loss = pd.to_numeric(runs[target], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    done = (runs["status"] == "done").to_numpy()
+    finite = np.isfinite(loss) & (loss > 0)
+    excluded = []
+    for i in np.flatnonzero(~(done & finite)):
+        row = runs.iloc[int(i)]
+        error = row.get("error")
+        why = f"{row['status']}: {error}" if isinstance(error, str) and error else str(row["status"])
+        excluded.append(Exclusion(str(row["run_key"]), why if not done[i] else f"{target} is not a positive number"))
+    return runs[done & finite], tuple(excluded)
+
+
+def _grid_laws(runs: pd.DataFrame, *, target: str, **options: Any) -> list[Law]:
+    good, excluded = usable(runs, target)
+    table = _Table(good, target, options)
+
+    def label(law: Law, name: str, aim: str, used: Sequence[str], rest: tuple[Exclusion, ...] = ()) -> Law:
+        left = excluded + rest
+        return replace(
+            law,
+            id=name,
+            target=aim,
+            excluded=left,
+            n_points=law.n_points + len(left),
+            n_column=N if "n" in used else None,
+            d_column=D if "d" in used else None,
+            c_column=C if "c" in used else None,
+        )
+
+    laws = [label(table.chinchilla(), "chinchilla", target, "ndc")]
+    best_loss, best_size = table.frontier()
+    laws += [label(best_loss, "frontier", target, "nc"), label(best_size, "n_opt", N, "nc")]
+    for name, variable, fixed, what in (("loss_of_n", "n", D, "the largest D"), ("loss_of_d", "d", N, "the largest N")):
+        law, rest = table.slice(variable, fixed, what)
+        laws.append(label(law, name, target, variable, rest))
+    return laws
+
+
+class _Table:
+    """The usable runs as arrays."""
+
+    def __init__(self, runs: pd.DataFrame, target: str, options: dict[str, Any]) -> None:
+        self.keys = [str(k) for k in runs["run_key"]]
+        self.families = [str(k) for k in runs["family_key"]]
+        self.n, self.d, self.c, self.loss = (runs[name].to_numpy(dtype=np.float64) for name in (N, D, C, target))
+        self.options = options
+
+    def chinchilla(self) -> Law:
+        return fit_chinchilla(
+            self.n, self.d, self.loss, c=self.c, families=self.families, keys=self.keys, **self.options
+        )
+
+    def frontier(self) -> tuple[Law, Law]:
+        return frontier.fit_frontier(self.n, self.c, self.loss, families=self.families, keys=self.keys, **self.options)
+
+    def slice(self, variable: str, fixed: str, what: str) -> tuple[Law, tuple[Exclusion, ...]]:
+        """The law in one variable where the other is largest."""
+        other = self.d if fixed == D else self.n
+        mine = other >= 0.999 * other.max() if len(other) else np.zeros(0, dtype=np.bool_)
+        rest = tuple(Exclusion(self.keys[i], f"not at {what}") for i in np.flatnonzero(~mine))
+        law = fit_power(
+            (self.n if variable == "n" else self.d)[mine],
+            self.loss[mine],
+            variable=variable,
+            families=[self.families[i] for i in np.flatnonzero(mine)],
+            keys=[self.keys[i] for i in np.flatnonzero(mine)],
+            **self.options,
+        )
+        return law, rest

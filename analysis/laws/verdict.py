@@ -1,0 +1,123 @@
+"""One paragraph in plain words: what a fit says, how sure it is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.laws.law import FitStatus, Law, Param
+
+_SHIFT = 0.1  # relative change of an exponent, by leaving out a handful of points, that deserves a sentence
+_SYMBOL = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
+
+
+def verdict(law: Law) -> str:
+    """What the law says and why (not) to believe it, as one paragraph."""
+    if FitStatus.TOO_FEW_POINTS in law.status:
+        return (
+            f"No law was fitted: {law.n_points} points are too few, or show too few distinct sizes, for the form "
+            f"“{law.form}”. Add sizes or budgets rather than seeds."
+        )
+    sentences = [_headline(law), _noise(law), *_troubles(law), *_influence(law), _use(law)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _headline(law: Law) -> str:
+    say = law.params
+    percent = f"{100 * law.level:g} %"
+    points = f"{law.n_used} points"
+    if law.excluded:
+        points += f" ({len(law.excluded)} left out)"
+    if law.form == "chinchilla":
+        return (
+            f"From {points}, the loss falls as N^−α with α = {_range(say['alpha'])} and as D^−β with β = "
+            f"{_range(say['beta'])} towards a floor E = {_range(say['E'])}; the best model size then grows as C^a with "
+            f"a = {_range(say['a'])} where C = 6ND ({percent} intervals, {law.resampling})."
+        )
+    if law.form == "n_opt":
+        return (
+            f"The best model size grows as C^a with a = {_range(say['a'])} over the bracketed budgets of {points} "
+            f"({percent} interval, {law.resampling})."
+        )
+    listed = ", ".join(f"{_SYMBOL.get(name, name)} = {_range(p)}" for name, p in say.items())
+    return (
+        f"From {points}, the form “{law.form}” for {law.target} gives {listed} ({percent} intervals, {law.resampling})."
+    )
+
+
+def _range(p: Param) -> str:
+    return f"{p.value:.3g}" if p.lo is None or p.hi is None else f"{p.value:.3g} ({p.lo:.3g} to {p.hi:.3g})"
+
+
+def _noise(law: Law) -> str:
+    d = law.diagnostics
+    if d.get("mape") is None:
+        return ""
+    said = f"The fitted losses miss the observed ones by {100 * d['mape']:.2g} % on average"
+    noise = d.get("seed_noise_sd")
+    if noise is None:
+        return said + "; with one run a cell there is no estimate of the seed noise to compare this with."
+    if noise <= 0:
+        return said + "."
+    ratio = d["residual_sd"] / noise
+    if ratio > 2:
+        return (
+            f"{said}, {ratio:.2g} times the spread between seeds ({100 * noise:.2g} %): the form itself does not fit."
+        )
+    return f"{said}, in line with the spread between seeds ({100 * noise:.2g} %)."
+
+
+def _troubles(law: Law) -> list[str]:
+    d: Any = law.diagnostics
+    out = []
+    if FitStatus.NOT_CONVERGED in law.status:
+        out.append("The optimizer did not converge: do not use these numbers.")
+    if FitStatus.DID_NOT_MOVE in law.status:
+        out.append("The optimizer never left its start: do not use these numbers.")
+    if FitStatus.AT_BOUND in law.status:
+        hit = d.get("at_bound", [])
+        if "E" in hit:
+            high = law.params["E"].hi
+            limit = f" below {high:.3g}" if high is not None else ""
+            out.append(f"The floor E ended on its lower bound: read it as{limit or ' not determined'}, not as a value.")
+        others = [name for name in hit if name != "E"]
+        if others:
+            named = ", ".join(_SYMBOL.get(name, name) for name in others)
+            out.append(f"{named} ended on a bound of the search: the data do not determine it.")
+    elif "E" in law.params and (lo := law.params["E"].lo) is not None and lo < 0.05 * law.params["E"].value:
+        out.append("The interval of the floor E reaches zero: only its upper end is evidence.")
+    if FitStatus.FLAT_BASIN in law.status:
+        out.append("Very different exponents fit almost equally well, so an exponent from this table means little.")
+    if FitStatus.TOO_NARROW in law.status:
+        narrow = [name[0].upper() for name in ("n_range", "d_range", "c_range") if d.get(name, 99) < 4]
+        out.append(
+            f"{' and '.join(narrow) or 'A variable'} spans less than a factor of four: too narrow for an exponent."
+        )
+    return out
+
+
+def _influence(law: Law) -> list[str]:
+    out = []
+    words = {"highest_losses": "with the highest losses", "most_influential": "that pull it most"}
+    for name, rest in law.diagnostics.get("left_out", {}).items():
+        moved = []
+        for p in ("alpha", "beta", "gamma", "eta"):
+            if p in law.params and p in rest["params"]:
+                now, then = law.params[p].value, rest["params"][p]
+                if abs(then - now) > _SHIFT * abs(now):
+                    moved.append(f"{_SYMBOL[p]} from {now:.3f} to {then:.3f}")
+        if moved:
+            k = len(rest["keys"])
+            which = f"the {k} points" if k > 1 else "the one point"
+            out.append(
+                f"Leaving out {which} {words[name]} ({', '.join(rest['keys'])}) moves {' and '.join(moved)}: "
+                "the law leans on so few points."
+            )
+    return out
+
+
+def _use(law: Law) -> str:
+    if law.clean:
+        return "Losses predicted inside the fitted range are safer than the exponents; test any extrapolation with a backtest."
+    if law.status & {FitStatus.NOT_CONVERGED, FitStatus.DID_NOT_MOVE}:
+        return ""
+    return "Use it to interpolate; do not quote its exponents, and do not extrapolate with it."

@@ -1,0 +1,22 @@
+"""Spectra of weight matrices: WeightWatcher's numbers exactly, faster, and whether they can be believed."""
+
+from analysis.spectral.analyze import analyze
+from analysis.spectral.esd import KINDS, NATIVE, PROFILES, WW, SpectrumError
+from analysis.spectral.layers import content_key, cost, layer_rows, memory, parts, summarize
+from analysis.spectral.nulls import prepare
+
+__all__ = [
+    "KINDS",
+    "NATIVE",
+    "PROFILES",
+    "WW",
+    "SpectrumError",
+    "analyze",
+    "content_key",
+    "cost",
+    "layer_rows",
+    "memory",
+    "parts",
+    "prepare",
+    "summarize",
+]

@@ -1,0 +1,183 @@
+"""From a tensor to rows, and from rows to one line a checkpoint: fused tensors split, tied ones counted once, costs known."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analysis.spectral.analyze import Row, analyze
+from analysis.spectral.esd import WW, Array, kernel_positions
+
+FUSED_QKV = re.compile(
+    r"(?:^|[._/])(?:c_attn|in_proj|in_proj_weight|qkv|qkv_proj|Wqkv|w_qkv|attn_qkv|to_qkv)(?:\.weight|\.kernel)?$"
+)
+"""Names under which query, key and value are stacked one after another. `query_key_value` (GPT-NeoX, BLOOM) is not among
+them: it alternates head by head, and the number of heads is not in the weights."""
+
+MAX_ALPHA = 8.0
+"""alpha_trimmed leaves out what lies above: WeightWatcher's own advice, though random matrices reach below it."""
+
+EIG_SLOWNESS = 3.6
+"""A symmetric eigensolver spends a multiplication 3 to 4 times slower than the Gram product does (OpenBLAS, one thread)."""
+
+
+class Part(NamedTuple):
+    """A matrix-bearing tensor of its own within a stored tensor."""
+
+    layer: str
+    weight: Array
+    kind: str
+
+
+def parts(layer: str, weight: Array, kind: str) -> list[Part]:
+    """What `native` analyses apart: query, key and value of a fused tensor, the experts of a 3-D dense tensor.
+
+    In a fused tensor the other dimension is the width of the query (heads × head size = model width); what remains is halved
+    between key and value, so grouped queries split too.
+    """
+    if kind == "dense" and weight.ndim == 3:
+        return [part for e, expert in enumerate(weight) for part in parts(f"{layer}[{e}]", expert, kind)]
+    if weight.ndim == 2 and FUSED_QKV.search(layer):
+        axis = int(weight.shape[1] > weight.shape[0])
+        width, total = weight.shape[1 - axis], weight.shape[axis]
+        rest = total - width
+        if 0 < rest <= 2 * width and rest % 2 == 0:
+            pieces = np.split(weight, (width, width + rest // 2), axis=axis)
+            return [Part(f"{layer}[{name}]", piece, kind) for name, piece in zip("qkv", pieces)]
+    return [Part(layer, weight, kind)]
+
+
+def layer_rows(
+    layer: str, weight: Array, *, kind: str, profile: str = WW, pool: bool = True, **options: Any
+) -> list[Row]:
+    """The rows of one stored tensor with their `layer` names: one, or under `native` one a part with its content hash.
+
+    pool=False, of `ww-0.7.7`: one row a kernel position of a 2-D convolution. `init` and `previous` are split like the tensor.
+    Other options are those of `analyze`.
+    """
+    if profile == WW:
+        positions: Iterable[int | None] = (
+            [None] if pool or weight.ndim != 4 or kind != "conv2d" else range(kernel_positions(weight))
+        )
+        return [
+            {"layer": layer if at is None else f"{layer}:{at}"}
+            | analyze(weight, kind=kind, profile=profile, position=at, **options)
+            for at in positions
+        ]
+    init, previous = (
+        None if reference is None else parts(layer, reference, kind)
+        for reference in (options.pop("init", None), options.pop("previous", None))
+    )
+    rows = []
+    for at, part in enumerate(parts(layer, weight, kind)):
+        row = analyze(
+            part.weight,
+            kind=part.kind,
+            profile=profile,
+            init=None if init is None else init[at].weight,
+            previous=None if previous is None else previous[at].weight,
+            **options,
+        )
+        rows.append({"layer": part.layer, **row, "content": content_key(part.weight)})
+    return rows
+
+
+def content_key(weight: Array) -> str:
+    """Equal for equal tensors: tied weights within a checkpoint, frozen ones across checkpoints."""
+    digest = hashlib.blake2b(repr((weight.shape, weight.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
+def cost(shape: Sequence[int], kind: str) -> float:
+    """Relative cost of a layer, in multiplications of a Gram product: what to sort and pack by."""
+    count, long, short = _matrices(shape, kind)
+    return float(count * (long * short**2 + EIG_SLOWNESS * 4 / 3 * short**3))
+
+
+def memory(shape: Sequence[int], kind: str) -> int:
+    """Bytes that analysing one layer may need beside the process itself: an upper bound.
+
+    The tensor in float64, its shuffle with the words that are sorted, and a few M × M matrices; a rank-deficient matrix takes
+    two copies more for its singular values.
+    """
+    count, long, short = _matrices(shape, kind)
+    return 8 * (count * long * short * 5 + 6 * short**2) + 2**26
+
+
+def _matrices(shape: Sequence[int], kind: str) -> tuple[int, int, int]:
+    """How many matrices a tensor of this shape holds, their larger and their smaller dimension."""
+    if len(shape) < 2:
+        return 1, max(1, math.prod(shape)), 1
+    if kind == "dense" or len(shape) == 2:
+        count, a, b = math.prod(shape[:-2]), shape[-2], shape[-1]
+    else:
+        count, a, b = math.prod(shape[2:]), shape[0], shape[1]
+    return count, max(a, b), min(a, b)
+
+
+def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One checkpoint's line of `analysis.tables.SPECTRA_SUMMARY`, without run and step, from rows of one profile.
+
+    A layer enters medians unless a check failed: trusted, or trust not computed. Of tied tensors (equal `content`) the first
+    counts. `ww_*` and `mean_*` are WeightWatcher's plain means over every layer that it would report.
+    """
+    rows = [{name: value for name, value in row.items() if not _missing(value)} for row in _once(rows)]
+    used = [row for row in rows if row.get("status") == "ok" and row.get("trusted", True)]
+    fitted = [row for row in rows if "num_evals" in row and row.get("status") in ("ok", "failed_fit")]
+    reasons = Counter(reason for row in rows if row not in used for reason in _reasons(row))
+    out: dict[str, Any] = {"profile": rows[0]["profile"] if rows else None, "n_used": len(used), "n_total": len(rows)}
+    for name in ("alpha", "alpha_ks2"):
+        values = _values(used, name)
+        out[f"{name}_median"] = _median(values)
+        out[f"{name}_trimmed"] = _mean([value for value in values if value <= MAX_ALPHA])
+    for name, q in (("alpha_q25", 0.25), ("alpha_q75", 0.75)):
+        values = _values(used, "alpha")
+        out[name] = float(np.quantile(values, q)) if values else None
+    out["alpha_hill_median"] = _median(_values(rows, "alpha_hill"))
+    if rows and rows[0].get("profile") == WW:
+        out["ww_mean_alpha"] = _mean([row["alpha"] if row["status"] == "ok" else -1.0 for row in fitted])
+    for name in MEANS:
+        out[f"mean_{name}"] = _mean(_values(fitted, name))
+    out["reasons"] = "; ".join(f"{reason} ×{count}" for reason, count in reasons.most_common()) or None
+    return out
+
+
+MEANS = ("alpha_weighted", "log_norm", "log_spectral_norm", "log_alpha_norm", "stable_rank", "mp_softrank")
+
+
+def _once(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    seen = set()
+    for row in rows:
+        key = row.get("content")
+        if key is None or key not in seen:
+            yield row
+        seen.add(key)
+
+
+def _reasons(row: Mapping[str, Any]) -> list[str]:
+    if row.get("status") != "ok":
+        return [str(row.get("status")).replace("_", " ")]
+    return [reason for reason in str(row.get("why", "")).split("; ") if reason]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _values(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if name in row]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,160 @@
+"""What random weights of the same shape would give: Monte Carlo tables of the statistics of Gaussian matrices.
+
+A random matrix has an alpha of 5 to 20 with a tenfold spread between draws, and every statistic depends on the shape; so a
+statistic says something only against its own null. Eigenvalues of a Gaussian N × M matrix are drawn without the matrix: the
+Bartlett factor of a Wishart matrix reduces further, by Householder reflections that do not change its law, to a bidiagonal
+factor of independent chi variables (Dumitriu & Edelman, https://arxiv.org/abs/math-ph/0206043). That costs O(M²) a draw,
+independent of N.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+
+from analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, fit, hill
+from analysis.spectral.random_matrix import jensen_shannon
+
+VERSION = 1
+"""Raised when the numbers change: older files are then not read."""
+
+DRAWS = 400
+CUT_STEPS = 8
+"""The cut in units of the mean eigenvalue is rounded to eighths of a decade, and is 0 below 1e-4: there it drops less than one
+in a hundred eigenvalues of a square matrix, all at the far end from the tail."""
+
+
+@dataclass(frozen=True)
+class Null:
+    """Statistics of `DRAWS` random layers of one shape, one entry a draw; NaN where a draw has no fit."""
+
+    alpha: Floats
+    D: Floats
+    tail: Floats
+    hill: Floats
+    stable_rank: Floats
+    top: Floats
+    """Largest eigenvalue over the mean one."""
+    distance: Floats
+    """Jensen–Shannon distance between the sorted spectra of this draw and the next."""
+    spectrum: Floats
+    """Mean of the sorted eigenvalues over the draws, in units of the mean eigenvalue."""
+
+    def quantile(self, name: str, q: float) -> float:
+        """The q-quantile of one statistic over the draws that have it; NaN where none has."""
+        values = getattr(self, name)
+        values = values[np.isfinite(values)]
+        return float(np.quantile(values, q)) if len(values) else np.nan
+
+    def z(self, name: str, value: float) -> float:
+        """log(value) in standard deviations of the logarithm over the draws: shape no longer matters."""
+        logs = np.log(getattr(self, name))
+        logs = logs[np.isfinite(logs)]
+        if len(logs) < 2 or not value > 0:
+            return np.nan
+        return float((np.log(value) - logs.mean()) / logs.std(ddof=1))
+
+
+def null(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0.0) -> Null:
+    """The null of a layer of `count` N × M matrices, from memory, else from the cache folder, else drawn and stored there.
+
+    native: the corrected fit's rule instead of WeightWatcher's. cut: eigenvalues at or below `cut` times the mean one do not
+    enter fits (WeightWatcher's absolute cut at the layer's own scale); it is rounded.
+    """
+    return _null(N, M, count, native, rounded(cut))
+
+
+def prepare(shapes: Iterable[tuple[int, int, int]], *, native: bool = False) -> None:
+    """Draws and stores the nulls of (N, M, count) shapes, so that parallel workers find them."""
+    for N, M, count in sorted(set(shapes)):
+        null(N, M, count, native=native)
+
+
+def rounded(cut: float) -> float:
+    """The cut to which a layer's null is drawn."""
+    return 0.0 if cut < 1e-4 else float(10 ** (round(np.log10(cut) * CUT_STEPS) / CUT_STEPS))
+
+
+@lru_cache(maxsize=256)
+def _null(N: int, M: int, count: int, native: bool, cut: float) -> Null:
+    folder = cache_folder()
+    rule = "native" if native else "ww"
+    path = folder / f"null-v{VERSION}-{N}x{M}x{count}-{rule}-{cut:.4g}-{DRAWS}.npz"
+    found = _load(path)
+    if found is None:
+        found = draw(N, M, count, native=native, cut=cut)
+        _store(path, found)
+    return found
+
+
+def draw(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0.0, draws: int = DRAWS) -> Null:
+    """The null, drawn: seeded by its own key, so that it is the same on every machine."""
+    rng = np.random.default_rng([VERSION, N, M, count])
+    spectra = np.stack([unit_spectrum(N, M, count, rng) for _ in range(draws)])
+    rule = NATIVE_RULE if native else WW_RULE
+    table = np.full((6, draws), np.nan)
+    for at, values in enumerate(spectra):
+        kept = values[values > cut]
+        found = fit(kept, rule)
+        if found is not None:
+            table[:3, at] = found.alpha, found.D, found.tail
+        estimate = hill(kept)
+        table[3, at] = np.nan if estimate is None else estimate
+        table[4:, at] = values.sum() / values[-1], values[-1]
+    distance = np.array([jensen_shannon(p, q) for p, q in zip(spectra, np.roll(spectra, -1, axis=0))])
+    names = [field.name for field in fields(Null)][:6]
+    return Null(**dict(zip(names, table)), distance=distance, spectrum=spectra.mean(axis=0))
+
+
+def unit_spectrum(N: int, M: int, count: int, rng: np.random.Generator) -> Floats:
+    """Eigenvalues of WᵀW of `count` Gaussian N × M matrices (N ≥ M), pooled, ascending, divided by their mean."""
+    values = np.sort(np.concatenate([wishart_eigenvalues(N, M, rng) for _ in range(count)]))
+    return values / values.mean()  # type: ignore[no-any-return]
+
+
+def wishart_eigenvalues(N: int, M: int, rng: np.random.Generator) -> Floats:
+    """Eigenvalues, ascending, of WᵀW for an N × M matrix of independent standard normal elements, N ≥ M."""
+    d = rng.chisquare(N - np.arange(M))
+    e = rng.chisquare(np.arange(M - 1, 0, -1)) if M > 1 else np.empty(0)
+    diagonal = d.copy()
+    diagonal[1:] += e
+    found = scipy.linalg.eigh_tridiagonal(
+        diagonal, np.sqrt(d[:-1] * e), eigvals_only=True, lapack_driver="sterf", check_finite=False
+    )
+    return np.maximum(found, 0)  # type: ignore[no-any-return]
+
+
+def cache_folder() -> Path:
+    """SCALESPEC_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("SCALESPEC_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scalespec"
+
+
+def _load(path: Path) -> Null | None:
+    """The stored table, or None where there is none or it cannot be read: it is then drawn anew."""
+    names = [field.name for field in fields(Null)]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return Null(**{name: stored[name] for name in names})
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _store(path: Path, table: Null) -> None:
+    """Writes and renames, so that a reader beside us never sees half a file. A folder that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, **{field.name: getattr(table, field.name) for field in fields(Null)})
+        os.replace(file.name, path)
+    except OSError:
+        return

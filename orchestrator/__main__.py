@@ -1,0 +1,5 @@
+"""`python -m orchestrator`, the same as `scalespec`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,218 @@
+"""The command line: `scalespec VERB`, the same as `python -m orchestrator VERB`. Thin: each verb calls one function."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.errors import InputError
+from orchestrator.progress import console, say
+
+app = typer.Typer(
+    name="scalespec",
+    help="Plan, run and read neural scaling-law studies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyFile = Annotated[str, typer.Argument(help="the study's YAML file", metavar="STUDY")]
+StudyFolder = Annotated[str, typer.Argument(help="the study folder, STORAGE/STUDY", metavar="STUDY_DIR")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key, such as grid.seed=[0]", metavar="K=V")
+]
+Storage = Annotated[str | None, typer.Option("--storage", help="folder or URI that every node sees", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+
+
+@app.command()
+def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json_: AsJson = False) -> None:
+    """Show every run with its size, steps, time, disk and cost, from a short probe on this machine; writes nothing."""
+    from orchestrator import cluster, grid, run, show, store
+    from orchestrator.study import load_study
+
+    loaded = load_study(study, set_ or ())
+    machine = cluster.this_machine()
+    points = grid.expand(loaded, gpus=machine.gpus > 0)
+    folder = store.StudyStore(store.study_root(storage or loaded.storage, loaded.name))
+    finished = {spec.run_key for spec in points.runs if run.worker.is_finished(folder.run(spec.run_key), "")}
+    todo = [spec for spec in points.runs if spec.run_key not in finished]
+    planned = run.make_plan(loaded, points, todo, run.with_room_for_spectra(loaded, machine))
+    if json_:
+        print(json.dumps({**planned.to_json(), "finished": sorted(finished)}, indent=1))
+        return
+    show.plan(planned, len(finished), run.free_bytes(folder))
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    storage: Storage = None,
+    set_: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray: auto or HOST:PORT; default: a private local instance")
+    ] = None,
+) -> None:
+    """Run the whole study to its report. Run again, it does only what is missing."""
+    from orchestrator import show
+    from orchestrator.run import run_study
+
+    again = " ".join(
+        [
+            "scalespec run",
+            study,
+            *(f"--set '{item}'" for item in set_ or ()),
+            *(["--storage", storage] if storage else []),
+        ]
+    )
+    try:
+        outcome = run_study(study, storage=storage, overrides=set_ or (), address=address)
+    except KeyboardInterrupt:
+        say(f"interrupted; what is finished is kept. Continue with: {again}")
+        raise typer.Exit(130) from None
+    show.outcome(outcome, again)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def status(study_dir: StudyFolder, json_: AsJson = False) -> None:
+    """Which runs are done, running, diverged, failed or missing, read from disk."""
+    from orchestrator import collect, run, show
+
+    loaded, store = run.open_study(study_dir)
+    found = collect.status_of(store, run.stored_specs(loaded, store))
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        show.status(found)
+
+
+@app.command()
+def spectra(
+    paths: Annotated[list[str], typer.Argument(help="checkpoints: files, folders, run folders", metavar="PATH…")],
+    out: Annotated[str | None, typer.Option(help="write the rows to .parquet or .csv", metavar="F")] = None,
+    profile: Annotated[str, typer.Option(help="ww-0.7.7 or native")] = "ww-0.7.7",
+    plots: Annotated[str | None, typer.Option(help="draw pictures into a folder", metavar="DIR")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Spectral metrics of any checkpoints, many at once."""
+    from orchestrator import loose_spectra, show
+
+    rows = loose_spectra.analyse_paths(paths, profile)
+    if out is not None:
+        loose_spectra.write(rows, out)
+    if plots is not None:
+        loose_spectra.draw(rows, plots)
+    if json_:
+        print(json.dumps(loose_spectra.plain(rows), indent=1))
+    else:
+        show.spectra(rows)
+
+
+@app.command()
+def fit(
+    table: Annotated[str, typer.Argument(help="CSV or Parquet", metavar="TABLE")],
+    loss: Annotated[str, typer.Option(help="column of the loss", metavar="COL")],
+    n: Annotated[str | None, typer.Option("--n", help="column of the parameters", metavar="COL")] = None,
+    d: Annotated[str | None, typer.Option("--d", help="column of the samples", metavar="COL")] = None,
+    c: Annotated[str | None, typer.Option("--c", help="column of the FLOPs", metavar="COL")] = None,
+    form: Annotated[str, typer.Option(help="form of the law")] = "chinchilla",
+    delta: Annotated[float | None, typer.Option(help="Huber threshold on log loss; default: measured or 1e-3")] = None,
+    drop_highest: Annotated[int, typer.Option(help="leave out the K highest losses", metavar="K", min=0)] = 0,
+    where: Annotated[str | None, typer.Option(help="keep rows where this holds", metavar="EXPR")] = None,
+    out: Annotated[str | None, typer.Option(help="write the law as JSON", metavar="F")] = None,
+    json_: AsJson = False,
+) -> None:
+    """A fit of anyone's table, with intervals and a verdict."""
+    from orchestrator import fit as fitting
+    from orchestrator import show
+
+    frame = fitting.select(fitting.read_table(table), where)
+    data, said = fitting.points(frame, fitting.Columns(loss, n, d, c), drop_highest)
+    law = fitting.certify(data, form=form, delta=delta)
+    if out is not None:
+        Path(out).write_text(json.dumps(law.to_json(), indent=1, allow_nan=False) + "\n")
+    if json_:
+        print(json.dumps(law.to_json(), indent=1))
+    else:
+        show.law(law, said)
+
+
+@app.command()
+def analyze(study_dir: StudyFolder) -> None:
+    """Tables, laws and report again, from what is on disk."""
+    from orchestrator import show
+    from orchestrator.run import analyze_study
+
+    outcome = analyze_study(study_dir)
+    show.outcome(outcome, f"scalespec run {study_dir}/study.yaml", tracking=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def sync(
+    study_dir: StudyFolder,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server; default: the study's own", metavar="U")
+    ] = None,
+) -> None:
+    """Bring MLflow into line with the disk. Safe to repeat."""
+    from orchestrator.run import sync_study
+
+    count, uri = sync_study(study_dir, tracking_uri)
+    say(f"{count} runs are in MLflow at {uri}")
+
+
+@app.command()
+def ui(
+    study_dir: StudyFolder,
+    port: Annotated[int, typer.Option(help="port on the loopback interface")] = 5000,
+) -> None:
+    """Open the MLflow UI on this study's store, on loopback."""
+    from orchestrator import tracking
+    from orchestrator.run import open_study
+
+    loaded, store = open_study(study_dir)
+    target = tracking.target_of(store, loaded.tracking.uri)
+    if target is None:
+        raise InputError(
+            f"{study_dir} has no MLflow store of its own; sync it to a server with --tracking-uri and open that"
+        )
+    if not target.uri.startswith("sqlite:"):
+        say(f"this study is tracked at {target.uri}; open it in a browser")
+        return
+    say(f"MLflow UI of {loaded.name}: http://127.0.0.1:{port}  (stop with Ctrl-C)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", target.uri, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [*command, "--port", str(port), "--workers", "1"])
+
+
+@app.command()
+def doctor(study: Annotated[str | None, typer.Argument(help="a study to check for", metavar="[STUDY]")] = None) -> None:
+    """Versions, storage, tracking, GPUs and free disk of this node; each failure with its remedy."""
+    from orchestrator import show
+    from orchestrator.doctor import examine
+
+    findings = examine(study)
+    show.findings(findings)
+    raise typer.Exit(1 if any(not finding.ok for finding in findings) else 0)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: bad input is one line on standard error and exit code 2."""
+    # a task of the user's own lies where the command is given
+    sys.path.insert(0, os.getcwd())
+    try:
+        app(arguments, standalone_mode=True)
+    except InputError as error:
+        console.file.flush()
+        print(f"scalespec: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

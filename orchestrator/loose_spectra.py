@@ -1,0 +1,95 @@
+"""`scalespec spectra`: spectra of checkpoints that no study has made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from analysis import spectral, tables
+from orchestrator import weights
+from orchestrator.errors import InputError
+
+Row = dict[str, Any]
+
+
+def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
+    """Rows of every layer under the paths, checkpoints of a folder as a series over steps. Raises InputError."""
+    if profile not in spectral.PROFILES:
+        raise InputError(f"--profile {profile}: not one of {', '.join(spectral.PROFILES)}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            refs = weights.references(_of_run(Path(path)), every=profile != spectral.WW)
+        except weights.WeightsError as error:
+            raise InputError(str(error)) from error
+        first: dict[str, Any] = {}
+        previous: dict[str, Any] = {}
+        for ref in refs:
+            try:
+                weight = weights.read(ref)
+            except weights.WeightsError as error:
+                sides = sorted(ref.shape[:2], reverse=True)
+                row: Row = {"layer": ref.layer, "kind": ref.kind, "rows": sides[0], "cols": sides[-1]}
+                found = [row | {"status": "unreadable", "error": str(error)}]
+            else:
+                before = [_like(weight, known.get(ref.layer)) for known in (first, previous)]
+                options = {"kind": ref.kind, "profile": profile, "init": before[0], "previous": before[1]}
+                found = spectral.layer_rows(ref.layer, weight, **options)
+                first.setdefault(ref.layer, weight)
+                previous[ref.layer] = weight
+            rows += [{**row, "run_key": str(path), "step": ref.step, "profile": profile} for row in found]
+    return rows
+
+
+def _of_run(path: Path) -> Path:
+    """The checkpoints of a run folder; other paths as they are."""
+    inner = path / "checkpoints"
+    return inner if inner.is_dir() and (path / "spec.json").exists() else path
+
+
+def _like(weight: Any, other: Any) -> Any:
+    return other if other is not None and other.shape == weight.shape else None
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The rows with the schema of `spectra.parquet`."""
+    return tables.from_rows(
+        ({k: v for k, v in row.items() if k in tables.SPECTRA.names} for row in rows), tables.SPECTRA
+    )
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Writes the rows as Parquet, or as CSV without the eigenvalues."""
+    made = table(rows)
+    try:
+        if path.endswith(".parquet"):
+            pq.write_table(made, path)
+        elif path.endswith(".csv"):
+            pa.csv.write_csv(made.drop_columns(["eigenvalues"]), path)
+        else:
+            raise InputError(f"--out {path}: end the name in .parquet or .csv")
+    except OSError as error:
+        raise InputError(f"--out {path}: {error}") from error
+
+
+def plain(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows as JSON values, without the eigenvalues."""
+    found: list[Row] = table(rows).drop_columns(["eigenvalues"]).to_pylist()
+    return found
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: str) -> None:
+    """Draws the pictures of the rows into a folder as SVG."""
+    from analysis.plots import spectra as plots
+    from analysis.plots.style import to_svg
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, figure in plots.pictures(rows).items():
+        Path(folder, f"{name}.svg").write_text(to_svg(figure))

@@ -1,0 +1,3 @@
+"""The report: one offline HTML page with its pictures inside."""
+from typing import Any
+def write(*args: Any) -> None: ...
