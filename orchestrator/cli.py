@@ -33,14 +33,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 @app.command()
 def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json_: AsJson = False) -> None:
     """Show every run with its size, steps, time, disk and cost, from a short probe on this machine; writes nothing."""
-    from orchestrator import cluster, grid, run, show, store
+    from orchestrator import cluster, grid, run, show, store, worker
     from orchestrator.study import load_study
 
     loaded = load_study(study, set_ or ())
     machine = cluster.this_machine()
     points = grid.expand(loaded, gpus=machine.gpus > 0)
     folder = store.StudyStore(store.study_root(storage or loaded.storage, loaded.name))
-    finished = {spec.run_key for spec in points.runs if run.worker.is_finished(folder.run(spec.run_key), "")}
+    finished = {spec.run_key for spec in points.runs if worker.is_finished(folder.run(spec.run_key), "")}
     todo = [spec for spec in points.runs if spec.run_key not in finished]
     planned = run.make_plan(loaded, points, todo, run.with_room_for_spectra(loaded, machine))
     if json_:

@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TQDM_DISABLE": "1",
 }
 
@@ -42,6 +42,10 @@ def connected(address: str | None = None) -> Iterator[Machine]:
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if address is None:
+        # workers import the user's own task from where the driver found it
+        paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     import ray  # after the environment is set, since Ray reads it on import
 
     if ray.is_initialized():
@@ -50,7 +54,7 @@ def connected(address: str | None = None) -> Iterator[Machine]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
-            ray.init(num_cpus=cpus_here(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            ray.init(address="local", num_cpus=cpus_here(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         else:
             ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:

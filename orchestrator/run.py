@@ -87,7 +87,8 @@ def _drive(study: Study, points: Grid, store: StudyStore, session: str, found: M
         say(
             "tracking: the study folder is not on a local disk, so MLflow is not written live; `scalespec sync` does it later"
         )
-    recorder = tracking.Recorder(target and tracking.Tracker(store, target, study.name), points.runs)
+    tracker = None if target is None else tracking.Tracker(store, target, study.name)
+    recorder = tracking.Recorder(tracker, points.runs)
     recorder.start()
     problems: list[str] = []
     stage = _stage(study, points, store)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,9 @@ from trainables.checkpoints import read_committed
 
 BLOCKS_PER_CPU = 8
 """Enough blocks to balance, few enough that their overhead is small."""
+
+PROCESS_BYTES = 400 << 20
+"""What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
 
 Key = tuple[str, int, str]
 """run_key, step, layer."""
@@ -212,13 +216,15 @@ def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cp
     import ray.data
     from ray.data import ExecutionResources
 
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     # the default would end the stage where one decomposition takes 30 minutes, or while training holds every CPU
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
     work = [{"block": json.dumps([asdict(ref) for ref in block])} for block in blocks(refs, cpus)]
-    memory = max(spectral.memory(ref.shape, ref.kind) for ref in refs)
+    memory = PROCESS_BYTES + max(spectral.memory(ref.shape, ref.kind) for ref in refs)
     dataset = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _analyse_batch,
         fn_kwargs={"request": asdict(request)},

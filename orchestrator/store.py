@@ -257,10 +257,8 @@ def is_alive(holder: Mapping[str, Any]) -> bool:
     try:
         if holder["host"] == socket.gethostname():
             process = psutil.Process(int(holder["pid"]))
-            return (
-                abs(process.create_time() - float(holder["process_started"])) < 2.0
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
+            same = abs(process.create_time() - float(holder["process_started"])) < 2.0
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         return time.time() - float(holder["heartbeat"]) < STALE_S
     except (KeyError, ValueError, TypeError, psutil.NoSuchProcess):
         return False

@@ -219,9 +219,8 @@ def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], Lines]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise InputError(
-                    f"{name}:{event.start_mark.line + 1}: YAML anchors and aliases are not allowed; repeat the value"
-                )
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise InputError(f"{name}:{line}: YAML anchors and aliases are not allowed; repeat the value")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -237,6 +236,8 @@ def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], Lines]:
 
 def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> Any:
     lines[path] = str(node.start_mark.line + 1)
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise InputError(f"{name}:{node.start_mark.line + 1}: the tag {node.tag} is not allowed; write a plain value")
     if isinstance(node, yaml.MappingNode):
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -254,7 +255,8 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> A
     try:
         return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{name}:{node.start_mark.line + 1}: {'.'.join(map(str, path))}: {error}") from None
+        words = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{name}:{node.start_mark.line + 1}: {'.'.join(map(str, path))}: {words}") from None
 
 
 def _apply(raw: dict[str, Any], lines: Lines, override: str) -> None:

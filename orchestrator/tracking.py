@@ -94,9 +94,10 @@ class Tracker:
         """Connects, and finds or makes the experiment and the parent run. Safe to repeat."""
         if self.client is not None:
             return
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
         from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):  # after the import, which sets up its own logging
+            logging.getLogger(name).setLevel(logging.ERROR)
 
         client = MlflowClient(tracking_uri=self.target.uri)
         experiment = client.get_experiment_by_name(self.study)

@@ -24,7 +24,7 @@ from trainables.checkpoints import FencedError, RunFolder
 from trainables.group import Group
 from trainables.loop import Prepared, Trainer
 from trainables.scaling import scaled_optim
-from trainables.task import DataChangedError, RunSpec, TaskError
+from trainables.task import DataChangedError, RunSpec
 
 log = logging.getLogger("scalespec.worker")
 
@@ -127,7 +127,7 @@ def reason_of(error: BaseException) -> str:
     """The typed reason of `tables.ERROR_REASONS` and the error's own words."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         kind = "oom"
-    elif isinstance(error, DataChangedError | TaskError):
+    elif isinstance(error, DataChangedError):
         kind = "data_changed"
     elif isinstance(error, OSError):
         kind = "storage"

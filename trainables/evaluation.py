@@ -63,9 +63,10 @@ def select_half(count: int) -> np.ndarray:
 def val_columns(val: ValRows | None) -> dict[str, float | None]:
     names = ("val_loss", "val_loss_select", "val_loss_report")
     if val is None:
-        return {f"{name}{suffix}": None for name in names for suffix in ("", "_se")} | {"val_accuracy": None}
+        return dict.fromkeys([*(f"{name}{suffix}" for name in names for suffix in ("", "_se")), "val_accuracy"])
     out: dict[str, float | None] = {}
-    for name, rows in zip(names, (slice(None), val.select, ~val.select), strict=True):
+    everything = np.ones(len(val.loss), dtype=bool)
+    for name, rows in zip(names, (everything, val.select, ~val.select), strict=True):
         losses = val.loss[rows]
         out[name] = float(losses.mean()) if len(losses) else None
         out[f"{name}_se"] = float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else None

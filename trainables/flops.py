@@ -68,9 +68,9 @@ def count(task: Task, width: int, example: Example) -> Counts:
                 tally.in_forward = False
                 torch.autograd.backward(loss)
         except (NotImplementedError, RuntimeError) as error:
-            name = type(task).__name__
+            name, reason = type(task).__name__, str(error).partition("\n")[0]
             raise TaskError(
-                f"task {name} cannot be counted: {error}; build() and losses() must run on the meta device"
+                f"task {name} cannot be counted: {reason}; build() and losses() must run on the meta device"
             ) from error
     named = dict(model.named_parameters())
     embeddings = {

@@ -285,7 +285,7 @@ class Trainer:
             torch.manual_seed(seeded(spec.seed, "dropout", self.step, rank))
             with autocast(self.group.device, spec.train.precision):
                 loss = self.task.losses(self.wrapped, batch).loss_B.mean()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -39,9 +39,12 @@ class Cnn(nn.Module):
         self.linear = nn.Linear(2 * width * 7 * 7, 10)
 
     def forward(self, pixels_BHW: Tensor) -> Tensor:
-        x_BCHW = (pixels_BHW.unsqueeze(1).to(self.linear.weight.dtype) / 255 - PIXEL_MEAN) / PIXEL_STD
-        x_BCHW = F.max_pool2d(F.relu(self.conv1(x_BCHW)), 2)
-        x_BCHW = F.max_pool2d(F.relu(self.conv2(x_BCHW)), 2)
+        # The channel is the last axis in memory: convolutions keep that layout, and pooling is several times faster in it.
+        x_BCHW = pixels_BHW.unsqueeze(3).permute(0, 3, 1, 2).to(self.linear.weight.dtype)
+        x_BCHW = (x_BCHW / 255 - PIXEL_MEAN) / PIXEL_STD
+        # The ReLU commutes with the maximum and has a quarter of the work after it.
+        x_BCHW = F.relu(F.max_pool2d(self.conv1(x_BCHW), 2))
+        x_BCHW = F.relu(F.max_pool2d(self.conv2(x_BCHW), 2))
         logits: Tensor = self.linear(self.dropout(x_BCHW.flatten(1)))
         return logits
 

@@ -33,7 +33,7 @@ def checkpoint_steps(steps: int, count: int) -> list[int]:
 
 def is_logged(step: int) -> bool:
     """Whether curves have a point here; the same for every run length."""
-    stride = 1 << max(0, step.bit_length() - LOG_PER_OCTAVE.bit_length() - 1)
+    stride = 1 << max(0, step.bit_length() - LOG_PER_OCTAVE.bit_length())
     return step % stride == 0
 
 

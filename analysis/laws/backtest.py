@@ -26,7 +26,8 @@ class Table:
     d: Array
     c: Array
     loss: Array
-    families: tuple[str, ...]
+    families: tuple[str, ...] | None
+    """Labels of points that are resampled together; None: every point alone."""
     keys: tuple[str, ...]
 
     @classmethod
@@ -36,12 +37,12 @@ class Table:
         """Checked columns. Raises ValueError where a value is not a positive number."""
         n, d, c, loss = (positive(name, x) for name, x in (("n", n), ("d", d), ("c", c), ("loss", loss)))
         names = tuple(map(str, keys)) if keys is not None else tuple(map(str, range(len(n))))
-        return cls(n, d, c, loss, tuple(map(str, families)) if families is not None else names, names)
+        return cls(n, d, c, loss, tuple(map(str, families)) if families is not None else None, names)
 
     def __getitem__(self, mask: Mask) -> Table:
         at = np.flatnonzero(mask)
-        labels = (tuple(x[i] for i in at) for x in (self.families, self.keys))
-        return Table(self.n[at], self.d[at], self.c[at], self.loss[at], *labels)
+        families = tuple(self.families[i] for i in at) if self.families is not None else None
+        return Table(self.n[at], self.d[at], self.c[at], self.loss[at], families, tuple(self.keys[i] for i in at))
 
 
 @dataclass(frozen=True)

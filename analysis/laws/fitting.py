@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from analysis.laws import bootstrap
 from analysis.laws.forms import Columns, Problem
-from analysis.laws.huber import NEAR, Solution, minimise
+from analysis.laws.huber import NEAR, InLoss, Model, Solution, minimise
 from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
 from analysis.laws.noise import default_delta, seed_noise
 
@@ -35,13 +35,14 @@ def fit(
     seed: int = 0,
     level: float = 0.95,
     influence: bool = True,
+    residual: Literal["log", "loss"] = "log",
     derived: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
 ) -> Law:
     """Fits the law that `build` makes of `columns` (name → [n]) and `loss` [n].
 
     `families` [n] labels the points that are resampled together (default: every point alone), `keys` [n] names the points,
     `delta` is the Huber threshold on ln loss (default: `noise.default_delta`), `influence` refits without each point,
-    `derived` adds parameters that follow from the fitted ones. Raises ValueError on values that are not positive numbers; a bad fit is a status, not an error.
+    `residual` says whether the objective sees ln loss or the loss itself (its threshold is then in units of loss), `derived` adds parameters that follow from the fitted ones. Raises ValueError on values that are not positive numbers; a bad fit is a status, not an error.
     """
     loss = positive("loss", loss)
     columns = {name: positive(name, values) for name, values in columns.items()}
@@ -70,10 +71,12 @@ def fit(
         return Law(id=form, form=form, params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common)
 
     log_loss = np.log(loss)
+    model: Model = problem.model if residual == "log" else InLoss(problem.model)
+    observed = log_loss if residual == "log" else loss
     ones = np.ones((1, len(loss)))
 
     def solve(weights: Array, starts: Array) -> Solution:
-        return minimise(problem.model, log_loss, weights, starts, delta, problem.lower, problem.upper)
+        return minimise(model, observed, weights, starts, delta, problem.lower, problem.upper)
 
     def params_of(theta: Array) -> dict[str, Array]:
         values = problem.params(theta)
@@ -97,11 +100,13 @@ def fit(
             spread = bootstrap.widen(theta, refits.theta, count)
             draws = params_of(np.clip(spread, problem.lower, problem.upper))
     if not draws:
-        common["resampling"] = f"none: {unit} are too few to resample"
+        common["resampling"] = (
+            "none asked for" if resamples < bootstrap.MINIMUM_DRAWS else f"{unit} are too few to resample"
+        )
 
     moved: dict[str, Array] = {}
     if influence:
-        left_out = _leave_one_out(problem, solve, theta, len(loss), log_loss, delta, params_of)
+        left_out = _leave_one_out(problem, model, solve, theta, observed, delta, params_of)
         moved = {name: values - estimate[name] for name, values in left_out.items()}
     params = {name: bootstrap.interval(value, draws.get(name), level) for name, value in estimate.items()}
     diagnostics = {
@@ -191,17 +196,18 @@ def bounds_hit(problem: Problem, theta: Array) -> list[str]:
 
 def _leave_one_out(
     problem: Problem,
+    model: Model,
     solve: Callable[[Array, Array], Solution],
     theta: Array,
-    n: int,
-    log_loss: Array,
+    observed: Array,
     delta: float,
     params_of: Callable[[Array], dict[str, Array]],
 ) -> dict[str, Array]:
+    n = len(observed)
     if n <= EXACT_INFLUENCE:
         return params_of(solve(1 - np.eye(n), np.tile(theta, (n, 1))).theta)
-    fitted, jacobian, _ = problem.model.derivatives(theta[None])
-    residual = fitted[0] - log_loss
+    fitted, jacobian, _ = model.derivatives(theta[None])
+    residual = fitted[0] - observed
     weight = np.minimum(1, delta / np.maximum(np.abs(residual), delta))
     hessian = (jacobian[0] * weight) @ jacobian[0].T
     step = np.linalg.lstsq(hessian, jacobian[0] * (weight * residual), rcond=1e-12)[0]

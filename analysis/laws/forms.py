@@ -93,10 +93,9 @@ def power(columns: Columns, loss: Array, *, variable: str, floor: bool) -> Probl
 
 
 def overtrained(columns: Columns, loss: Array) -> Problem:
-    """L = E + α·C^−η + β·(√(D/N))… of over-training: the form of https://arxiv.org/abs/2403.08540 with M = D/N.
+    """L = E + A·N^−η + B·(√6·D)^−η: over-trained models, one exponent for both terms (https://arxiv.org/abs/2403.08540).
 
-    L(C, M) = E + (a·M^η + b·M^−η)·C^−η with C = 6ND, which is a sum of powers of N and D with one shared exponent:
-    α_G·N^−2η … is written as in the authors' notebook, α·N^−η + β·6^(−η/2)·(M·N)^−η.
+    The authors write it in C = 6ND and the token multiplier M = D/N, as A·N^−η + B·6^(−η/2)·(M·N)^−η.
     """
     x_n, mean_n = _centred(columns["n"])
     log_d = np.log(columns["d"]) + 0.5 * np.log(6)

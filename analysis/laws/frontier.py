@@ -16,6 +16,7 @@ import numpy as np
 from analysis.laws import bootstrap, forms
 from analysis.laws.fitting import FLAT, NARROW, bounds_hit
 from analysis.laws.huber import Solution, minimise
+from analysis.laws.isoflop import Profile
 from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
 from analysis.laws.noise import default_delta, seed_noise
 
@@ -36,6 +37,8 @@ class Frontier:
     """[B, G] best size; NaN where it is not bracketed."""
     loss: Array
     """[B, G] loss at the best size; NaN where it is not bracketed."""
+    lowest: Array
+    """[B, G] trained size with the lowest smoothed loss, bracketed or not."""
     why: np.ndarray[Any, np.dtype[np.str_]]
     """[B, G] bracketed | smallest | largest (the best size trained for this budget is at that end) | flat (no minimum)"""
 
@@ -84,8 +87,25 @@ def trace(n: Array, c: Array, loss: Array, at: Array, weights: Array | None = No
     weights = np.ones((1, len(loss))) if weights is None else weights
     cells = _Cells.of(n, c)
     curves = _smooth(cells, *cells.means(np.log(loss), weights), np.log(at))
-    log_n, log_loss, why = _vertices(np.log(cells.sizes), curves)
-    return Frontier(at, np.exp(log_n), np.exp(log_loss), why)
+    log_n, log_loss, lowest, why = _vertices(np.log(cells.sizes), curves)
+    return Frontier(at, np.exp(log_n), np.exp(log_loss), np.exp(lowest), why)
+
+
+def smoothed_profiles(n: Array, c: Array, loss: Array) -> list[Profile]:
+    """The IsoFLOP profiles behind the frontier: at each budget the smoothed loss of every size trained for it."""
+    at = budgets(n, c)
+    if not len(at):
+        return []
+    cells = _Cells.of(n, c)
+    curves = _smooth(cells, *cells.means(np.log(loss), np.ones((1, len(loss)))), np.log(at))
+    log_n, log_loss, _, why = _vertices(np.log(cells.sizes), curves)
+    out = []
+    for g, budget in enumerate(at):
+        known = np.isfinite(curves[0, :, g])
+        best = (float(np.exp(log_n[0, g])), float(np.exp(log_loss[0, g])))
+        status = {"bracketed": "interior", "flat": "not_convex"}.get(str(why[0, g]), str(why[0, g]))
+        out.append(Profile(float(budget), cells.sizes[known], np.exp(curves[0, known, g]), *best, status))
+    return out
 
 
 def along(n: Array, c: Array, values: Array, frontier: Frontier) -> Array:
@@ -121,8 +141,8 @@ def _smooth(cells: _Cells, mean: Array, weight: Array, log_at: Array) -> Array:
     return curves
 
 
-def _vertices(log_sizes: Array, curves: Array) -> tuple[Array, Array, Any]:
-    """Vertex of the parabola in ln N through the sizes around the best, and why there is none, [B, G] each."""
+def _vertices(log_sizes: Array, curves: Array) -> tuple[Array, Array, Array, Any]:
+    """Vertex of the parabola in ln N through the sizes around the best, the lowest size, and why there is no vertex, [B, G] each."""
     b, sizes, g = curves.shape
     flat = curves.transpose(0, 2, 1).reshape(-1, sizes)
     known = np.isfinite(flat)
@@ -149,7 +169,7 @@ def _vertices(log_sizes: Array, curves: Array) -> tuple[Array, Array, Any]:
     good = interior & (quadratic > 0) & (shift > first) & (shift < final)
     why = np.select([good, place <= 0, place >= last], ["bracketed", "smallest", "largest"], "flat")
     log_n, log_loss = np.where(good, centre + shift, np.nan), np.where(good, value, np.nan)
-    return log_n.reshape(b, g), log_loss.reshape(b, g), why.reshape(b, g)
+    return log_n.reshape(b, g), log_loss.reshape(b, g), centre.reshape(b, g), why.reshape(b, g)
 
 
 def fit_frontier(
@@ -200,7 +220,7 @@ class _Reading:
 
     @property
     def c(self) -> Array:
-        return self.read.c[self.used]
+        return np.asarray(self.read.c[self.used])
 
     def loss_law(self) -> Law:
         if self.used.sum() < _LEAST_BUDGETS:
@@ -338,10 +358,13 @@ class _Reading:
                 out[f"{name}_lo"], out[f"{name}_hi"] = [p.lo for p in ends], [p.hi for p in ends]
         return out
 
-    def _not_bracketed(self) -> dict[str, list[float]]:
-        """Reason → budgets without a minimum inside the sizes trained for them."""
-        why, c = self.read.why[0], self.read.c
-        return {str(reason): c[why == reason].tolist() for reason in np.unique(why[~self.used])}
+    def _not_bracketed(self) -> dict[str, dict[str, list[float]]]:
+        """Reason → the budgets without a minimum inside the sizes trained for them, and the lowest size there."""
+        why, c, n = self.read.why[0], self.read.c, self.read.lowest[0]
+        return {
+            str(reason): {"c": c[why == reason].tolist(), "n": n[why == reason].tolist()}
+            for reason in np.unique(why[~self.used])
+        }
 
 
 def _lines(x: Array, y: Array) -> Array:

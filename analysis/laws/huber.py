@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.laws.law import Array
 
-_ROWS = 64  # rows worked on together: their Jacobians then stay in a core's cache
+_CELLS = 15_000  # rows times points worked on together: their Jacobians then stay in a core's cache
 _ITERATIONS = 400
 _TOLERANCE = 1e-13  # of the objective that one more Newton step could still gain
 _ROUNDING = 1e-27  # the same, a point, where the data are exact and the objective is rounding error
@@ -108,6 +108,25 @@ class SumOfPowers:
 
 
 @dataclass(frozen=True)
+class InLoss:
+    """A model of ln L as one of L itself, for laws that their authors fitted to the loss and not to its logarithm."""
+
+    model: Model
+
+    def log_loss(self, theta: Array) -> Array:
+        """The fitted loss [B, n]: the solver compares it with losses instead of logarithms."""
+        return np.asarray(np.exp(self.model.log_loss(theta)))
+
+    def derivatives(self, theta: Array) -> tuple[Array, Array, Array | None]:
+        logs, jacobian, _ = self.model.derivatives(theta)
+        loss = np.exp(logs)
+        return loss, jacobian * loss[:, None], None
+
+    def curvature(self, parts: Array, jacobian: Array, v: Array) -> Array:
+        raise NotImplementedError("derivatives() offers no second derivatives")
+
+
+@dataclass(frozen=True)
 class Solution:
     """The end of every row."""
 
@@ -141,7 +160,8 @@ def minimise(
     """
     rows, n = len(starts), log_loss.shape[-1]
     weights, log_loss = np.broadcast_to(weights, (rows, n)), np.broadcast_to(log_loss, (rows, n))
-    cuts = [slice(at, at + _ROWS) for at in range(0, rows, _ROWS)]
+    together = max(32, _CELLS // max(n, 1))
+    cuts = [slice(at, at + together) for at in range(0, rows, together)]
     parts = [_chunk(model, log_loss[cut], weights[cut], starts[cut], delta, lower, upper) for cut in cuts]
     return Solution(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in Solution.__dataclass_fields__)

@@ -10,6 +10,9 @@ from analysis.laws import forms
 from analysis.laws.fitting import fit
 from analysis.laws.law import Law
 
+LEAST_SQUARES = 1e6
+"""A Huber threshold that no residual reaches."""
+
 
 def fit_power(x: Any, loss: Any, *, variable: str = "n", floor: bool = True, **options: Any) -> Law:
     """L = E + K·x^−γ, or K·x^−γ without `floor`, in `variable` n, d or c.
@@ -26,8 +29,11 @@ def power_loss(params: Mapping[str, Any], x: Any) -> Any:
 
 
 def fit_overtrained(n: Any, d: Any, loss: Any, **options: Any) -> Law:
-    """L = E + A·N^−η + B·(√6·D)^−η, five points at least (https://arxiv.org/abs/2403.08540, eq. 4 with M = D/N)."""
-    return fit(forms.overtrained, {"n": n, "d": d}, loss, **options)
+    """L = E + A·N^−η + B·(√6·D)^−η, five points at least (https://arxiv.org/abs/2403.08540, eq. 4 with M = D/N).
+
+    By least squares in the loss itself, as its authors fit it, unless `options` say otherwise.
+    """
+    return fit(forms.overtrained, {"n": n, "d": d}, loss, **{"residual": "loss", "delta": LEAST_SQUARES, **options})
 
 
 def overtrained_loss(params: Mapping[str, Any], n: Any, d: Any) -> Any:

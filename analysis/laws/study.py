@@ -46,6 +46,24 @@ def study_laws(
     return laws
 
 
+def as_runs(
+    n: Any, d: Any, c: Any, loss: Any, *, families: Sequence[Any] | None = None, keys: Sequence[Any] | None = None
+) -> pd.DataFrame:
+    """Anyone's columns [points] as the part of a runs table that laws and figures read."""
+    names = [str(k) for k in keys] if keys is not None else [str(i) for i in range(len(loss))]
+    return pd.DataFrame(
+        {
+            "run_key": names,
+            "family_key": [str(f) for f in families] if families is not None else names,
+            "status": "done",
+            N: np.asarray(n, dtype=np.float64),
+            D: np.asarray(d, dtype=np.float64),
+            C: np.asarray(c, dtype=np.float64),
+            "val_loss": np.asarray(loss, dtype=np.float64),
+        }
+    )
+
+
 def extra_axes(runs: pd.DataFrame) -> list[str]:
     """The axes of a study beyond width, fraction and seed: columns after `seed` and before `batch_size` that vary."""
     columns = list(runs.columns)
@@ -99,6 +117,7 @@ def _grid_laws(runs: pd.DataFrame, *, target: str, **options: Any) -> list[Law]:
 
     laws = [label(table.chinchilla(), "chinchilla", target, "ndc")]
     best_loss, best_size = table.frontier()
+    best_loss = table.with_accuracy(best_loss)
     laws += [label(best_loss, "frontier", target, "nc"), label(best_size, "n_opt", N, "nc")]
     for name, variable, fixed, what in (("loss_of_n", "n", D, "the largest D"), ("loss_of_d", "d", N, "the largest N")):
         law, rest = table.slice(variable, fixed, what)
@@ -114,6 +133,9 @@ class _Table:
         self.families = [str(k) for k in runs["family_key"]]
         self.n, self.d, self.c, self.loss = (runs[name].to_numpy(dtype=np.float64) for name in (N, D, C, target))
         self.options = options
+        accuracy = pd.to_numeric(runs.get("val_accuracy", pd.Series(np.nan, index=runs.index)), errors="coerce")
+        known = accuracy.to_numpy(dtype=np.float64, na_value=np.nan)
+        self.accuracy = known if len(known) and bool(((known >= 0) & (known < 1)).all()) else None
 
     def chinchilla(self) -> Law:
         return fit_chinchilla(
@@ -122,6 +144,16 @@ class _Table:
 
     def frontier(self) -> tuple[Law, Law]:
         return frontier.fit_frontier(self.n, self.c, self.loss, families=self.families, keys=self.keys, **self.options)
+
+    def with_accuracy(self, law: Law) -> Law:
+        """The frontier with the accuracy read along it, through ln(1 − accuracy): accuracy itself saturates."""
+        at = law.diagnostics["points"]["c"]
+        if self.accuracy is None or not at:
+            return law
+        read = frontier.trace(self.n, self.c, self.loss, np.array(at))
+        accuracy = 1 - frontier.along(self.n, self.c, 1 - self.accuracy, read)
+        points = {**law.diagnostics["points"], "accuracy": accuracy.tolist()}
+        return replace(law, diagnostics={**law.diagnostics, "points": points})
 
     def slice(self, variable: str, fixed: str, what: str) -> tuple[Law, tuple[Exclusion, ...]]:
         """The law in one variable where the other is largest."""

@@ -13,17 +13,34 @@ _SYMBOL = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ
 def verdict(law: Law) -> str:
     """What the law says and why (not) to believe it, as one paragraph."""
     if FitStatus.TOO_FEW_POINTS in law.status:
-        return (
-            f"No law was fitted: {law.n_points} points are too few, or show too few distinct sizes, for the form "
-            f"“{law.form}”. Add sizes or budgets rather than seeds."
-        )
+        return _nothing(law)
     sentences = [_headline(law), _noise(law), *_troubles(law), *_influence(law), _use(law)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def _nothing(law: Law) -> str:
+    missed = law.diagnostics.get("not_bracketed")
+    if missed is None:
+        return (
+            f"No law was fitted: {law.n_points - len(law.excluded)} usable points are too few, or show too few distinct sizes, "
+            f"for the form “{law.form}”. Add sizes or budgets rather than seeds."
+        )
+    bracketed = len(law.diagnostics["points"]["c"])
+    total = bracketed + sum(len(at["c"]) for at in missed.values())
+    if not total:
+        return "No frontier: nowhere in compute were three sizes trained, so no best size can be seen. Add sizes or fractions."
+    reasons = {"smallest": "smaller sizes", "largest": "larger sizes", "flat": "seeds, or sizes further apart"}
+    where = "; ".join(f"{len(at['c'])} want {reasons[why]}" for why, at in missed.items())
+    return (
+        f"No frontier: of {total} budgets that three sizes share, the best size has neighbours on both sides at {bracketed} only "
+        f"(of the others, {where}). A best size at the edge of the grid is not an optimum."
+    )
+
+
 def _headline(law: Law) -> str:
     say = law.params
-    percent = f"{100 * law.level:g} %"
+    known = any(p.lo is not None for p in say.values())
+    sure = f"{100 * law.level:g} % intervals, {law.resampling}" if known else f"no intervals: {law.resampling}"
     points = f"{law.n_used} points"
     if law.excluded:
         points += f" ({len(law.excluded)} left out)"
@@ -31,21 +48,23 @@ def _headline(law: Law) -> str:
         return (
             f"From {points}, the loss falls as N^−α with α = {_range(say['alpha'])} and as D^−β with β = "
             f"{_range(say['beta'])} towards a floor E = {_range(say['E'])}; the best model size then grows as C^a with "
-            f"a = {_range(say['a'])} where C = 6ND ({percent} intervals, {law.resampling})."
+            f"a = {_range(say['a'])} where C = 6ND ({sure})."
         )
     if law.form == "n_opt":
         return (
             f"The best model size grows as C^a with a = {_range(say['a'])} over the bracketed budgets of {points} "
-            f"({percent} interval, {law.resampling})."
+            f"({sure})."
         )
     listed = ", ".join(f"{_SYMBOL.get(name, name)} = {_range(p)}" for name, p in say.items())
-    return (
-        f"From {points}, the form “{law.form}” for {law.target} gives {listed} ({percent} intervals, {law.resampling})."
-    )
+    return f"From {points}, the form “{law.form}” for {law.target} gives {listed} ({sure})."
 
 
 def _range(p: Param) -> str:
     return f"{p.value:.3g}" if p.lo is None or p.hi is None else f"{p.value:.3g} ({p.lo:.3g} to {p.hi:.3g})"
+
+
+def _half_width(p: Param) -> float:
+    return 0.0 if p.lo is None or p.hi is None else 0.5 * (p.hi - p.lo)
 
 
 def _noise(law: Law) -> str:
@@ -98,18 +117,19 @@ def _troubles(law: Law) -> list[str]:
 def _influence(law: Law) -> list[str]:
     out = []
     words = {"highest_losses": "with the highest losses", "most_influential": "that pull it most"}
+    singular = {"highest_losses": "with the highest loss", "most_influential": "that pulls it most"}
     for name, rest in law.diagnostics.get("left_out", {}).items():
         moved = []
         for p in ("alpha", "beta", "gamma", "eta"):
             if p in law.params and p in rest["params"]:
                 now, then = law.params[p].value, rest["params"][p]
-                if abs(then - now) > _SHIFT * abs(now):
+                if abs(then - now) > max(_SHIFT * abs(now), 0.5 * _half_width(law.params[p])):
                     moved.append(f"{_SYMBOL[p]} from {now:.3f} to {then:.3f}")
         if moved:
             k = len(rest["keys"])
-            which = f"the {k} points" if k > 1 else "the one point"
+            which = f"the {k} points {words[name]}" if k > 1 else f"the one point {singular[name]}"
             out.append(
-                f"Leaving out {which} {words[name]} ({', '.join(rest['keys'])}) moves {' and '.join(moved)}: "
+                f"Leaving out {which} ({', '.join(rest['keys'])}) moves {' and '.join(moved)}: "
                 "the law leans on so few points."
             )
     return out

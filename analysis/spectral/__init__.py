@@ -3,6 +3,7 @@
 from analysis.spectral.analyze import analyze
 from analysis.spectral.esd import KINDS, NATIVE, PROFILES, WW, SpectrumError
 from analysis.spectral.layers import content_key, cost, layer_rows, memory, parts, summarize
+from analysis.spectral.metrics import fit_columns
 from analysis.spectral.nulls import prepare
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "analyze",
     "content_key",
     "cost",
+    "fit_columns",
     "layer_rows",
     "memory",
     "parts",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.spectral.esd import Spectrum
+from analysis.spectral.esd import WW, Spectrum
 from analysis.spectral.power_law import Fit, Floats
 
 EPS = float(np.finfo(np.float64).eps)
@@ -85,3 +85,9 @@ def log_alpha_norm(values: Floats, alpha: float) -> float:
 def warning(alpha: float) -> str:
     """WeightWatcher's label of an alpha, empty in between."""
     return "over-trained" if alpha < OVER_TRAINED else "under-trained" if alpha > UNDER_TRAINED else ""
+
+
+def fit_columns(profile: str) -> dict[str, str]:
+    """The columns that hold the profile's own fit, by the plain names: what a verdict and a picture are about."""
+    plain = ("alpha", "xmin", "D", "sigma", "num_pl_spikes")
+    return {name: name if profile == WW else f"{name}_ks2" for name in plain}

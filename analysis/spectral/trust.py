@@ -18,16 +18,21 @@ from analysis.spectral.nulls import Null, null
 from analysis.spectral.power_law import Fit, Floats, Rule, fit, near_optimal
 
 LEVEL, RESAMPLES = 0.9, 100
-MIN_EVALS, MIN_TAIL, MAX_SPREAD, MAX_WIDTH, MAX_ALPHA = 128, 20, 1.0, 2.0, 8.0
+MIN_EVALS, MIN_TAIL, MAX_SPREAD, MAX_ALPHA = 128, 20, 1.0, 8.0
+MAX_WIDTH = 2.5
+"""Of the interval. At 2 a fifth of matrices with a planted exponent of 2.5 and 50 tail values in 384 would fail, at 2.5 a tenth;
+Gaussian matrices have ten and more."""
+
 NULL_TAIL = 0.05
 WORSE = 0.1
 """Level of the likelihood-ratio test at which the exponential counts as the better tail."""
 
 UNFIT = {"trusted": False, "why": "too small"}
 """Below MIN_EVALS eigenvalues no exponent is believed; alpha_hill stands against its null instead."""
-GRID, PROMINENCE, POINTS = 512, 0.05, 3
-"""Points of the density whose modes are counted; a bump is a mode where it stands out of its surroundings by 5 % of the highest,
-and by what three eigenvalues close together would make."""
+GRID, PROMINENCE, POINTS = 512, 0.1, 6
+"""Points of the density whose modes are counted; a bump is a mode where it stands out of its surroundings by a tenth of the
+highest, and by what six eigenvalues close together make. Of 10,000 true power-law tails of 20 to
+200 points one had more."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,9 @@ def interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of alpha, xmin chosen anew in every resample.
 
-    Indicative: eigenvalues repel each other, so resampling them one by one overstates the spread, and it makes ties.
+    Eigenvalues repel each other and resampling makes ties, so this is no textbook bootstrap; measured, its median width was
+    0.8 to 2.0 times the 5–95 % range of alpha over independent draws (planted tails, Student-t matrices, products of Gaussian
+    ones), while sigma, which takes xmin as known, was about half of it.
     """
     rng = np.random.default_rng([seed, 1])
     n = len(values)

@@ -52,7 +52,9 @@ def test_gpt2_small_flops_a_token_under_every_convention():
     }
 
 
-@pytest.mark.parametrize("options", [Gpt.Options(), Gpt.Options(layers=3, context=40, biases=False, vocab=65), GPT2_SMALL])
+@pytest.mark.parametrize(
+    "options", [Gpt.Options(), Gpt.Options(layers=3, context=40, biases=False, vocab=65), GPT2_SMALL]
+)
 @pytest.mark.parametrize("width", [16, 64, 88])
 def test_gpt_equals_its_closed_form(options, width):
     counts = count(Gpt(options), width, tokens(options.context))
@@ -112,7 +114,9 @@ def test_tied_head_counts_once_in_total_and_as_head_and_as_embedding():
 def test_grouped_convolutions_are_not_over_counted():
     """A depthwise kernel does 9 multiply-adds a pixel and channel, in the forward pass and for each of two gradients."""
     task = task_of(
-        lambda width: nn.Sequential(nn.Conv2d(1, width, 1, bias=False), nn.Conv2d(width, width, 3, padding=1, groups=width)),
+        lambda width: nn.Sequential(
+            nn.Conv2d(1, width, 1, bias=False), nn.Conv2d(width, width, 3, padding=1, groups=width)
+        ),
         lambda model, batch: model(batch[0]).mean((1, 2, 3)),
     )
     counts = count(task, 8, example_of((np.zeros((1, 1, 10, 10), np.float32),)))
@@ -151,7 +155,9 @@ def test_counting_leaves_the_random_state_alone():
 
 
 def test_a_loss_that_needs_real_numbers_is_refused_with_a_reason():
-    task = task_of(lambda width: nn.Linear(4, width), lambda model, batch: model(batch[0]).mean(1) * model.weight.sum().item())
+    task = task_of(
+        lambda width: nn.Linear(4, width), lambda model, batch: model(batch[0]).mean(1) * model.weight.sum().item()
+    )
     with pytest.raises(TaskError, match="meta device"):
         count(task, 4, example_of((np.zeros((1, 4), np.float32),)))
 

@@ -30,7 +30,9 @@ def test_width_ladder_is_the_published_one():
 
 @pytest.mark.parametrize("width", [4, 23, 128])
 def test_layers_have_the_published_shapes(width):
-    shapes = {name: tuple(p.shape) for name, p in MnistCnn(MnistCnn.Options()).build(width).named_parameters() if p.ndim > 1}
+    shapes = {
+        name: tuple(p.shape) for name, p in MnistCnn(MnistCnn.Options()).build(width).named_parameters() if p.ndim > 1
+    }
     assert shapes == {
         "conv1.weight": (width, 1, 3, 3),
         "conv2.weight": (2 * width, width, 3, 3),

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from studies import toy_grid
+from trainables.checkpoints import WEIGHTS, LocalFiles, RunFolder, local_run, read_committed, step_folder
+from trainables.loop import Trainer
+from trainables.steps import checkpoint_steps
+from trainables.task import DataChangedError, RunSpec
+
+WALL = {"samples_per_s"}
+
+
+class StopHereError(Exception):
+    """Stands for the death of the process."""
+
+
+def stop_at(step: int):
+    left = [step]
+
+    def beat() -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise StopHereError
+
+    return beat
+
+
+def weights(run: RunFolder) -> dict[int, bytes]:
+    return {s: read_committed(run.files, f"{run.folder}/checkpoints/{step_folder(s)}")[1][WEIGHTS] for s in run.checkpoint_steps()}
+
+
+def curves(run: RunFolder) -> list[tuple]:
+    return [(r["step"], r["samples"], r["metric"], r["value"]) for r in run.metrics() if r["metric"] not in WALL]
+
+
+def family_of(**changes):
+    grid = toy_grid(grid={"width": [8]}, **changes)
+    return grid, grid.families().popitem()[1]
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "constant"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_branch_of_the_trunk_equals_the_run_trained_alone(tmp_path, schedule, dropout):
+    grid, family = family_of(schedule={"name": schedule}, task={"name": "toy_task:Toy", "dropout": dropout})
+    files = LocalFiles(tmp_path)
+    trunk = RunFolder(files, "families/f")
+    steps = sorted({s for spec in family for s in checkpoint_steps(int(spec.data_fraction * 128), spec.train.checkpoints)})
+    assert len(family) == 3
+    for spec in family:
+        shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
+        one = Trainer(spec, grid.of(spec), shared, trunk, steps).run()
+        other = Trainer(spec, grid.of(spec), alone).run()
+        assert one["val_loss"] == other["val_loss"]
+        assert one["flops_train"] == other["flops_train"]
+        assert weights(shared) == weights(alone)
+        assert curves(shared) == curves(alone)
+        assert sorted(weights(alone)) == checkpoint_steps(one["steps"], spec.train.checkpoints)
+
+
+def test_a_fraction_that_joins_later_branches_from_the_same_trunk(tmp_path):
+    grid, family = family_of()
+    files = LocalFiles(tmp_path)
+    trunk = RunFolder(files, "families/f")
+    order = [family[2], family[0], family[1]]
+    for spec in order:  # the largest first: the others start from a trunk that is beyond their branch
+        shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
+        Trainer(spec, grid.of(spec), shared, trunk).run()
+        Trainer(spec, grid.of(spec), alone).run()
+        assert weights(shared) == weights(alone)
+
+
+def test_a_damaged_trunk_checkpoint_is_trained_again(tmp_path):
+    grid, family = family_of()
+    files = LocalFiles(tmp_path)
+    trunk = RunFolder(files, "families/f")
+    Trainer(family[2], grid.of(family[2]), RunFolder(files, "shared/a"), trunk).run()
+    step = trunk.checkpoint_steps()[-1]
+    path = tmp_path / "families/f/checkpoints" / step_folder(step) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:50])
+    again, alone = RunFolder(files, "shared/b"), RunFolder(files, "alone/b")
+    Trainer(family[2], grid.of(family[2]), again, trunk).run()
+    Trainer(family[2], grid.of(family[2]), alone).run()
+    assert weights(again) == weights(alone)
+
+
+@pytest.mark.parametrize("at", [1, 40, 100, 127])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_that_died_goes_on_bit_for_bit(tmp_path, at, shared):
+    grid, family = family_of(train={"checkpoints": 5, "resume_every_s": 1e-6})
+    spec, files = family[-1], LocalFiles(tmp_path)
+    ready = grid.of(spec)
+    reference = RunFolder(files, "whole")
+    whole = Trainer(spec, ready, reference).run()
+    trunk = RunFolder(files, "trunk") if shared else None
+    with pytest.raises(StopHereError):
+        Trainer(spec, ready, RunFolder(files, "broken"), trunk, beat=stop_at(at)).run()
+    broken = RunFolder(files, "broken")
+    assert broken.result() is None
+    resumed = Trainer(spec, ready, broken, trunk).run()
+    assert resumed["val_loss"] == whole["val_loss"]
+    assert weights(broken) == weights(reference)
+    assert curves(broken) == curves(reference)
+
+
+def test_after_a_truncated_state_the_run_goes_on_from_the_one_before(tmp_path):
+    grid, family = family_of(train={"checkpoints": 5, "resume_every_s": 1e-6})
+    spec, files = family[-1], LocalFiles(tmp_path)
+    Trainer(spec, grid.of(spec), RunFolder(files, "whole")).run()
+    with pytest.raises(StopHereError):
+        Trainer(spec, grid.of(spec), RunFolder(files, "broken"), beat=stop_at(60)).run()
+    newest = sorted((tmp_path / "broken/resume").iterdir())[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    Trainer(spec, grid.of(spec), RunFolder(files, "broken")).run()
+    assert weights(RunFolder(files, "broken")) == weights(RunFolder(files, "whole"))
+
+
+def test_divergence_is_a_result_with_its_reason(tmp_path):
+    grid, family = family_of(task={"name": "toy_task:Toy", "explode_width": 8})
+    run = local_run(tmp_path / "r")
+    result = Trainer(family[-1], grid.of(family[-1]), run).run()
+    assert result["status"] == "diverged"
+    assert result["error"].startswith("non_finite: training loss at step 1")
+    assert result["val_loss"] is None
+    assert run.result()["status"] == "diverged"
+
+
+def test_slow_divergence_is_noticed(tmp_path):
+    grid = toy_grid(grid={"width": [8], "data_fraction": ["1"]}, optim={"lr": 30.0, "grad_clip": None, "width_rule": "none"})
+    result = Trainer(grid.runs[0], grid.of(grid.runs[0]), local_run(tmp_path / "r")).run()
+    assert result["status"] == "diverged"
+    assert result["error"].startswith(("loss_bound", "non_finite"))
+
+
+def test_the_columns_of_a_result_agree_with_each_other(tmp_path):
+    grid, family = family_of()
+    spec = family[0]
+    run = local_run(tmp_path / "r")
+    result = Trainer(spec, grid.of(spec), run).run()
+    assert result["steps"] == 512 // 16
+    assert result["samples"] == result["unique_samples"] == 512
+    assert result["params_total"] == (8 * 8 + 8) + (8 * 8 + 8) + (8 * 4 + 4)
+    assert result["params_matmul"] == 8 * 8 + 8 * 8 + 8 * 4
+    # no gradient to the input: the first layer has a forward and a weight gradient, the others an input gradient too
+    assert result["flops_train"] == 512 * (2 * 2 * 64 + 3 * 2 * 64 + 3 * 2 * 32)
+    rows = [line for line in run.files.read("r/val.jsonl").decode().splitlines()]
+    assert len(rows) == grid.of(spec).data.val_examples
+    halves = np.average([result["val_loss_select"], result["val_loss_report"]])
+    assert math.isclose(halves, result["val_loss"], rel_tol=1e-12)
+
+
+def test_fractions_are_prefixes_of_one_permutation_the_same_at_every_width(tmp_path):
+    grid = toy_grid(grid={"seed": [0, 1]})
+    seen: dict[tuple, np.ndarray] = {}
+    for spec in grid.runs:
+        trainer = Trainer(spec, grid.of(spec), local_run(tmp_path / spec.run_key))
+        rows = np.concatenate([trainer._indices(step) for step in range(trainer.steps)])
+        assert len(np.unique(rows)) == len(rows) == trainer.steps * 16
+        seen[(spec.width, spec.data_fraction, spec.seed)] = rows
+    whole = seen[(8, Fraction(1), 0)]
+    for (_width, _fraction, seed), rows in seen.items():
+        if seed == 0:
+            assert np.array_equal(rows, whole[: len(rows)])
+    assert not np.array_equal(whole, seen[(8, Fraction(1), 1)])
+
+
+def test_later_epochs_shuffle_the_same_prefix(tmp_path):
+    grid = toy_grid(grid={"width": [8], "data_fraction": ["1/2"]}, train={"epochs": 3})
+    spec = grid.runs[0]
+    trainer = Trainer(spec, grid.of(spec), local_run(tmp_path / "r"), trunk=local_run(tmp_path / "t"))
+    assert trainer.branch is None
+    rows = np.concatenate([trainer._indices(step) for step in range(trainer.steps)]).reshape(3, 1024)
+    assert all(np.array_equal(np.sort(rows[0]), np.sort(epoch)) for epoch in rows)
+    assert not np.array_equal(rows[0], rows[1])
+    assert trainer.run()["unique_samples"] == 1024
+
+
+def test_other_data_than_planned_is_refused(tmp_path):
+    grid, family = family_of()
+    spec = dataclasses.replace(family[0], data_identity="0" * 64)
+    with pytest.raises(DataChangedError, match="data_changed"):
+        Trainer(spec, grid.of(spec), local_run(tmp_path / "r"))
+
+
+def _ddp_worker(rank: int, world: int, folder: str, spec_json: dict) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    spec = RunSpec.from_json(spec_json)
+    grid = toy_grid()
+    ready = grid.prepared[next(iter(grid.prepared))]
+    Trainer(spec, ready, local_run(f"{folder}/two"), local_run(f"{folder}/trunk")).run()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ddp_workers_equal_one_process_on_the_same_global_batch(tmp_path):
+    grid, family = family_of()
+    spec = family[0]
+    mp.spawn(_ddp_worker, (2, str(tmp_path), spec.to_json()), nprocs=2)
+    alone = Trainer(spec, grid.of(spec), local_run(tmp_path / "one")).run()
+    two = local_run(tmp_path / "two").result()
+    assert two["workers"] == 2
+    assert two["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
+    assert two["samples"] == alone["samples"]
+
+
+def test_a_spec_survives_json():
+    grid = toy_grid(grid={"dropout": [0.0, 0.1], "optim.lr": [0.01, 0.02]})
+    for spec in grid.runs:
+        again = RunSpec.from_json(spec.to_json())
+        assert again == spec
+        assert again.run_key == spec.run_key
+    assert len({spec.run_key for spec in grid.runs}) == len(grid.runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"train": {"checkpoints": 9}}, True),
+        ({"train": {"reuse_trunk": False}}, True),
+        ({"train": {"resume_every_s": 3}}, True),
+        ({"optim": {"lr": 0.02}}, False),
+        ({"train": {"epochs": 2}}, False),
+        ({"data": {"limit": 2000}}, False),
+        ({"schedule": {"cooldown": 0.3}}, False),
+    ],
+)
+def test_the_key_changes_exactly_when_numbers_do(change, same):
+    keys = [spec.run_key for spec in toy_grid().runs]
+    assert ([spec.run_key for spec in toy_grid(**change).runs] == keys) is same
