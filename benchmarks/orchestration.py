@@ -62,7 +62,9 @@ def bare_run(spec: RunSpec, prepared: Prepared, folder: Path) -> float:
     loss = 0.0
     for step in range(steps + 1):
         if step in kept:
-            save_file({name: value.detach() for name, value in model.named_parameters()}, folder / f"{step}.safetensors")
+            save_file(
+                {name: value.detach() for name, value in model.named_parameters()}, folder / f"{step}.safetensors"
+            )
             loss = validate(prepared, model)
         if step == steps:
             return loss
@@ -97,13 +99,16 @@ def bare_process(specs: Sequence[RunSpec], prepared: Prepared, folder: str, barr
     out.put((began, time.time(), losses))  # type: ignore[attr-defined]
 
 
-def bare(specs: Sequence[RunSpec], prepared: Prepared, lanes: Sequence[Sequence[str]], folder: str) -> tuple[float, dict[str, float]]:
+def bare(
+    specs: Sequence[RunSpec], prepared: Prepared, lanes: Sequence[Sequence[str]], folder: str
+) -> tuple[float, dict[str, float]]:
     """Seconds from the first step to the last result, and the losses. Each process has the runs of one lane of the study."""
     context = mp.get_context("spawn")
     barrier, out = context.Barrier(len(lanes)), context.Queue()
     by_key = {spec.run_key: spec for spec in specs}
     processes = [
-        context.Process(target=bare_process, args=([by_key[key] for key in lane], prepared, folder, barrier, out)) for lane in lanes
+        context.Process(target=bare_process, args=([by_key[key] for key in lane], prepared, folder, barrier, out))
+        for lane in lanes
     ]
     for process in processes:
         process.start()
@@ -144,7 +149,9 @@ def main() -> None:
             ours, start_up, losses, lanes = study(Path(folder))
             theirs, bare_losses = bare(grid.runs, prepared, lanes, f"{folder}/bare")
         assert losses == bare_losses, "the study and the bare loop must end in the same losses"
-        print(f"48 runs on {len(lanes)} lanes: study {ours:.1f} s, bare loop {theirs:.1f} s ({theirs * len(lanes) / 48:.2f} s a run)")
+        print(
+            f"48 runs on {len(lanes)} lanes: study {ours:.1f} s, bare loop {theirs:.1f} s ({theirs * len(lanes) / 48:.2f} s a run)"
+        )
         print(f"ratio {ours / theirs:.3f} (at most 1.3)")
         print(f"start-up {start_up:.1f} s, from the command to the first training step (at most 30 s)")
 

@@ -71,7 +71,10 @@ def interrupted(file: Path, storage: Path, seconds: float, kills: int, rng: rand
 def compare(ours: Path, whole: Path) -> None:
     left, right = analysis.load(ours), analysis.load(whole)
     for name in ("runs", "curves", "checkpoints", "spectra", "spectra_summary", "laws"):
-        a, b = (frame.drop(columns=[c for c in WALL_CLOCK if c in frame]) for frame in (getattr(left, name), getattr(right, name)))
+        a, b = (
+            frame.drop(columns=[c for c in WALL_CLOCK if c in frame])
+            for frame in (getattr(left, name), getattr(right, name))
+        )
         if name == "curves":
             a, b = (frame[frame["metric"] != "samples_per_s"].reset_index(drop=True) for frame in (a, b))
         pd.testing.assert_frame_equal(a, b, check_exact=True, obj=name)

@@ -41,8 +41,8 @@ def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json
     points = grid.expand(loaded, gpus=machine.gpus > 0)
     folder = store.StudyStore(store.study_root(storage or loaded.storage, loaded.name))
     finished = {spec.run_key for spec in points.runs if worker.is_finished(folder.run(spec.run_key), "")}
-    todo = [spec for spec in points.runs if spec.run_key not in finished]
-    planned = run.make_plan(loaded, points, todo, run.with_room_for_spectra(loaded, machine))
+    todo = {spec.run_key for spec in points.runs} - finished
+    planned, _ = run.make_plan(loaded, points, todo, run.with_room_for_spectra(loaded, machine))
     if json_:
         print(json.dumps({**planned.to_json(), "finished": sorted(finished)}, indent=1))
         return

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.errors import InputError
@@ -54,7 +54,13 @@ def connected(address: str | None = None) -> Iterator[Machine]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
-            ray.init(address="local", num_cpus=cpus_here(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            ray.init(
+                address="local",
+                num_cpus=cpus_here(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
         else:
             ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -82,6 +88,13 @@ def machine() -> Machine:
 
     found: dict[str, Any] = ray.cluster_resources()
     return Machine(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
+
+
+def on_a_gpu(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, computed on a node of the connected cluster that has a GPU."""
+    import ray
+
+    return ray.get(ray.remote(num_gpus=1)(function).remote(*arguments))
 
 
 def this_machine() -> Machine:

@@ -17,7 +17,8 @@ from trainables.task import RunSpec
 RESULT_COLUMNS = [
     name
     for name in tables.RUNS.names
-    if name not in ("study", "run_key", "family_key", "task", "width", "data_fraction", "seed", "mlflow_run_id", "cost_usd")
+    if name
+    not in ("study", "run_key", "family_key", "task", "width", "data_fraction", "seed", "mlflow_run_id", "cost_usd")
 ]
 
 
@@ -127,8 +128,16 @@ def status_of(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, Any]:
             state, error = result["status"], result.get("error")
         else:
             claims = folder.claims()
-            state, error = ("running" if claims and claims[-1].get("session") == session and session else "missing"), None
-        states[spec.run_key] = {"state": state, "error": error, "width": spec.width, "data_fraction": str(spec.data_fraction)}
+            state, error = (
+                ("running" if claims and claims[-1].get("session") == session and session else "missing"),
+                None,
+            )
+        states[spec.run_key] = {
+            "state": state,
+            "error": error,
+            "width": spec.width,
+            "data_fraction": str(spec.data_fraction),
+        }
         states[spec.run_key] |= {"seed": spec.seed, **dict(spec.axes)}
     present = set(store.files.names("runs"))
     return {"study": specs[0].study if specs else "", "runs": states, "other_runs": len(present - set(states))}

@@ -1,4 +1,4 @@
-"""What a study found, in sentences: the headings of its report. Every number in them comes with its interval or its count."""
+"""What a study found, in sentences of plain text: the headings of its report. Exponents come with intervals, shares with counts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
-from analysis.laws import Law, Param
-from analysis.laws.backtest import Backtest
-from analysis.laws.study import C, D, N
+from analysis.laws import Backtest, FitStatus, Law, Param
+from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import count, flop
 from analysis.spectral import fit_columns
+
+DOUBTS = {
+    FitStatus.NOT_CONVERGED: "the fit did not converge",
+    FitStatus.DID_NOT_MOVE: "the optimizer never left its start",
+    FitStatus.FLAT_BASIN: "other exponents fit almost as well",
+    FitStatus.TOO_NARROW: "the range is too narrow for an exponent",
+    FitStatus.AT_BOUND: "a parameter ended on its bound",
+}
 
 
 @dataclass(frozen=True)
@@ -31,57 +36,59 @@ class Unit:
 
 def range_of(param: Param, digits: int = 2) -> str:
     """`0.54 [0.21, 0.88]`; the estimate alone where there is no interval."""
-    if param.lo is None or param.hi is None:
-        return f"{param.value:.{digits}f}"
-    return f"{param.value:.{digits}f} [{param.lo:.{digits}f}, {param.hi:.{digits}f}]"
+    value = f"{param.value:.{digits}f}"
+    return value if param.lo is None or param.hi is None else f"{value} [{param.lo:.{digits}f}, {param.hi:.{digits}f}]"
 
 
-def power(base: str, param: Param, sign: str = "") -> Markup:
-    """`C^0.54 [0.21, 0.88]` with the exponent raised."""
-    value, _, ends = range_of(param).partition(" ")
-    return Markup("{}<sup>{}{}</sup> {}").format(base, sign, value, ends) if ends else Markup("{}<sup>{}{}</sup>").format(base, sign, value)
-
-
-def doubt(law: Law) -> str:
-    """A clause for a law that is not clean; empty for one that is."""
-    words = {
-        "at_bound": "a parameter is at its bound",
-        "did_not_move": "the optimizer never left its start",
-        "flat_basin": "other exponents fit almost as well",
-        "too_few_points": "too few points",
-        "too_narrow": "the range is too narrow",
-        "not_converged": "the fit did not converge",
-    }
-    return ", ".join(said for status, said in words.items() if status in law.status)
-
-
-def headline(states: Mapping[str, int], law: Law | None) -> Markup:
-    """The study in one sentence."""
+def headline(states: Mapping[str, int], law: Law | None) -> str:
+    """The study in one sentence; `states` counts the runs in each state."""
     if not states.get("done"):
-        return Markup("No run finished, so there is nothing to fit")
+        return "No run finished, so there is nothing to fit"
     if law is None:
-        return Markup("The runs do not determine a scaling law")
-    said = Markup("Loss falls as {} and {}").format(power("N", law.params["alpha"], "−"), power("D", law.params["beta"], "−"))
-    return said + (Markup(", but {}").format(doubt(law)) if doubt(law) else Markup(""))
+        return "The runs do not determine a scaling law"
+    said = f"Loss falls as N^−{range_of(law.params['alpha'])} and D^−{range_of(law.params['beta'])}"
+    doubts = [words for status, words in DOUBTS.items() if status in law.status]
+    return f"{said}, but {doubts[0]}" if doubts else said
 
 
-def compared(named: Sequence[tuple[str, Law | None]]) -> Markup:
+def compared(named: Sequence[tuple[str, Law | None]]) -> str:
     """How the exponent of the best size changes between combinations of the further axes."""
     known = [(label, law.params["a"]) for label, law in named if law is not None]
     if not known:
-        return Markup("The runs do not determine a scaling law")
+        return "The runs do not determine a scaling law"
     if len(known) == 1:
-        return Markup("The best model size grows as {} ({}); the other settings gave no law").format(power("C", known[0][1]), known[0][0])
-    apart = max(param.value for _, param in known) - min(param.value for _, param in known)
+        return (
+            f"The best model size grows as C^{range_of(known[0][1])} at {known[0][0]}; the other settings gave no law"
+        )
     clear = any(_above(p, q) for _, p in known for _, q in known)
-    said = "more than" if clear else "no more than"
-    return Markup("The exponent of the best model size differs by {:.2f} between {} settings, {} its intervals allow").format(
-        apart, len(known), said
-    )
+    listed = " and ".join(f"C^{range_of(p)} at {label}" for label, p in known)
+    if len(known) == 2:
+        return f"The best model size grows as {listed}: {'a' if clear else 'no'} difference beyond the intervals"
+    low, high = min(p.value for _, p in known), max(p.value for _, p in known)
+    beyond = "further apart" if clear else "no further apart"
+    return f"The exponent of the best model size runs from {low:.2f} to {high:.2f} over {len(known)} settings, {beyond} than its intervals"
 
 
 def _above(p: Param, q: Param) -> bool:
     return p.lo is not None and q.hi is not None and p.lo > q.hi
+
+
+def question(runs: pd.DataFrame, task: str, source: str) -> str:
+    """What was trained: `24 runs of gpt on stdlib: 3 widths × 4 data fractions × 2 seeds`."""
+    names = {"width": "width{s}", "data_fraction": "data fraction{s}", "seed": "seed{s}"}
+    names |= {axis: f"value{{s}} of {axis}" for axis in extra_axes(runs)}
+    counts = ((runs[name].nunique(dropna=False), words) for name, words in names.items())
+    listed = " × ".join(f"{n} {words.format(s='' if n == 1 else 's')}" for n, words in counts)
+    return f"{len(runs)} run{'s' if len(runs) != 1 else ''} of {task} on {source}: {listed}"
+
+
+def ranges(good: pd.DataFrame, sample: str) -> str:
+    """The span of N, D and C over the finished runs; empty without one."""
+    if good.empty:
+        return ""
+    spans = ((N, "N", "parameters", count), (D, "D", f"{sample}s", count), (C, "C", "FLOP", flop))
+    return "; ".join(f"{letter} from {name(float(good[column].min()))} to {name(float(good[column].max()))} {words}"
+                     for column, letter, words, name in spans)  # fmt: skip
 
 
 def status(states: Mapping[str, int]) -> str:
@@ -89,41 +96,44 @@ def status(states: Mapping[str, int]) -> str:
     total, bad = sum(states.values()), {state: n for state, n in states.items() if state != "done" and n}
     if not total:
         return "No run has a result yet"
-    if not bad:
-        return f"All {total} runs finished" if total > 1 else "The one run finished"
-    return f"{states.get('done', 0)} of {total} runs finished, " + ", ".join(f"{n} {state}" for state, n in bad.items())
-
-
-def curves(good: pd.DataFrame, unit: Unit) -> Markup:
-    if good.empty:
-        return Markup("No run finished; the curves show how far each came")
-    losses, compute = good["val_loss"], good[C]
-    spread = compute.max() / compute.min()
-    over = f" over a factor of {count(spread)} in compute" if spread > 1.05 else ""
-    ends = f"from {losses.max():.3g} to {losses.min():.3g}" if len(good) > 1 else f"{losses.min():.3g}"
-    return Markup("Final losses {} {} {}{}").format("run" if len(good) > 1 else "is", ends, unit.loss, over)
-
-
-def surface(law: Law | None) -> Markup:
-    if law is None:
-        return Markup("Final losses against data and size; no law was fitted")
-    said = Markup("The law misses the losses by {:.2g} % on average").format(100 * law.diagnostics["mape"])
-    noise = law.diagnostics.get("seed_noise_sd")
-    return said + (Markup("; seeds differ by {:.2g} %").format(100 * noise) if noise else Markup(""))
-
-
-def frontier(size: Law | None, loss: Law | None, whole: Law | None) -> Markup:
-    if size is not None:
-        said = Markup("The best model size grows as {}").format(power("C", size.params["a"]))
-        if loss is not None:
-            said += Markup(", the best loss falls towards E as {}").format(power("C", loss.params["gamma"], "−"))
-        return said
-    if whole is not None:
-        name = "n_opt_exponent" if "n_opt_exponent" in whole.params else "a"
-        return Markup("By the law for L(N, D) the best model size grows as {}; no frontier was seen in the runs").format(
-            power("C", whole.params[name])
+    if bad:
+        return f"{states.get('done', 0)} of {total} runs finished, " + ", ".join(
+            f"{n} {state}" for state, n in bad.items()
         )
-    return Markup("The runs show no compute-efficient frontier")
+    return f"All {total} runs finished" if total > 1 else "The one run finished"
+
+
+def curves(good: pd.DataFrame, unit: Unit) -> str:
+    if good.empty:
+        return "No run finished; the curves show how far each came"
+    losses, spread = good["val_loss"], float(good[C].max() / good[C].min())
+    over = f" over a factor of {spread:.3g} in compute" if spread > 1.05 else ""
+    if len(good) == 1:
+        return f"The final loss is {losses.iloc[0]:.3g} {unit.loss}"
+    return f"Final losses run from {losses.max():.3g} to {losses.min():.3g} {unit.loss}{over}"
+
+
+def surface(law: Law | None) -> str:
+    if law is None:
+        return "Final losses against data and size; no law was fitted"
+    noise = law.diagnostics.get("seed_noise_sd")
+    seeds = f"; seeds differ by {100 * noise:.2g} %" if noise else ""
+    return f"The law misses the losses by {100 * law.diagnostics['mape']:.2g} % on average{seeds}"
+
+
+def frontier(size: Law | None, loss: Law | None, whole: Law | None) -> str:
+    """From the frontier that the runs show, or else from what the law for L(N, D) implies."""
+    if size is not None:
+        falls = (
+            f", and the best loss falls towards its floor as C^−{range_of(loss.params['gamma'])}"
+            if loss is not None
+            else ""
+        )
+        return f"The best model size grows as C^{range_of(size.params['a'])}{falls}"
+    if whole is not None:
+        exponent = whole.params.get("n_opt_exponent", whole.params["a"])
+        return f"By the law for L(N, D) the best model size grows as C^{range_of(exponent)}; the runs show no frontier of their own"
+    return "The runs show no compute-efficient frontier"
 
 
 def budgets(laws: Sequence[Law]) -> tuple[int, int]:
@@ -133,86 +143,81 @@ def budgets(laws: Sequence[Law]) -> tuple[int, int]:
     return bracketed, bracketed + sum(map(len, found.get("not_bracketed", {}).values()))
 
 
-def isoflop(laws: Sequence[Law]) -> Markup:
+def isoflop(laws: Sequence[Law]) -> str:
     bracketed, total = budgets(laws)
-    if not bracketed:
-        return Markup("No compute budget has its best size between two others")
-    return Markup("{} of {} compute budgets have their best size between two others").format(bracketed, total)
+    return f"{bracketed or 'None'} of {total} compute budgets {'has its' if bracketed == 1 else 'have their'} best size between two others"
 
 
-def accuracy(good: pd.DataFrame) -> Markup:
+def accuracy(good: pd.DataFrame) -> str:
     share = 100 * good["val_accuracy"].dropna()
-    return Markup("Validation accuracy runs from {:.1f} to {:.1f} %").format(share.min(), share.max())
+    return f"Validation accuracy runs from {share.min():.1f} to {share.max():.1f} %"
 
 
-def backtest(tests: Sequence[Backtest]) -> Markup:
-    """Names the holdout that asks most, and whether the law beats what needs no law."""
+def backtest(tests: Sequence[Backtest]) -> str:
+    """Of the holdout that asks for the longest step in compute: the error, its sign, and whether the law earns its keep."""
     if not tests:
-        return Markup("No runs could be held out to test the law")
+        return "No runs could be held out to test the law"
     scores: Mapping[str, Any] = max(tests, key=lambda test: test.ratio).scores()
     name, best = min(scores["baselines"].items(), key=lambda item: item[1])
-    verdict = "better than" if scores["mape"] < best else "no better than"
-    return Markup("Held out, {} is missed by {:.2g} % (bias {:+.2g} %): {} the best baseline, {} ({:.2g} %)").format(
-        scores["name"], 100 * scores["mape"], 100 * scores["bias"], verdict, name, 100 * best
+    bias = f"{100 * scores['bias']:+.2g}".replace("-", "−")
+    beats = "better than" if scores["mape"] < best else "no better than"
+    return (
+        f"Held out, {scores['name']} is missed by {100 * scores['mape']:.2g} % (bias {bias} %),"
+        f" {beats} the best baseline ({name}, {100 * best:.2g} %)"
     )
 
 
-def drift(rolling: Sequence[Backtest]) -> Markup:
+def drift(rolling: Sequence[Backtest]) -> str:
     if len(rolling) < 2:
-        return Markup("Too few budgets to watch the coefficients move")
-    first, last = (test.law.params["alpha"].value for test in (rolling[0], rolling[-1]))
-    return Markup("As larger budgets enter the fit, α moves from {:.2f} to {:.2f}").format(first, last)
+        return "Too few budgets to watch the coefficients move"
+    first, last = (range_of(test.law.params["a"]) for test in (rolling[0], rolling[-1]))
+    return f"As larger budgets enter the fit, the exponent a moves from {first} to {last}"
 
 
-def alpha_training(rows: pd.DataFrame, run: str) -> Markup:
-    return Markup("{} over {} checkpoints of {}").format(_believed(rows), rows["step"].nunique(), run)
+def spectra(rows: pd.DataFrame) -> str:
+    """Of the whole study."""
+    checkpoints = len(rows[["run_key", "step"]].drop_duplicates())
+    said = _believed(rows)
+    return f"Spectra of {checkpoints:,} checkpoints of {rows['run_key'].nunique():,} runs: {said[0].lower()}{said[1:]}"
 
 
-def alpha_depth(last: pd.DataFrame, run: str) -> Markup:
+def alpha_training(rows: pd.DataFrame, run: str) -> str:
+    return f"{_believed(rows)} over {rows['step'].nunique()} checkpoints of {run}"
+
+
+def alpha_depth(last: pd.DataFrame, run: str) -> str:
     used = last.loc[_used(last), fit_columns(str(last["profile"].iloc[0]))["alpha"]]
     if used.empty:
-        return Markup("{} at the last step of {}").format(_believed(last), run)
-    quartiles = used.quantile([0.25, 0.5, 0.75])
-    said = Markup("Median alpha {:.2f} (quartiles {:.2f} to {:.2f}) over {} of {} layers at the last step of {}")
-    return said.format(quartiles[0.5], quartiles[0.25], quartiles[0.75], len(used), len(last), run)
+        return f"{_believed(last)} at the last step of {run}"
+    low, middle, high = (float(used.quantile(q)) for q in (0.25, 0.5, 0.75))
+    return f"Median alpha {middle:.2f} (quartiles {low:.2f} to {high:.2f}) over {len(used)} of {len(last)} layers at the last step of {run}"
 
 
-def metrics(last: pd.DataFrame, run: str) -> Markup:
+def metrics(last: pd.DataFrame, run: str) -> str:
     norms = last["spectral_norm"].dropna()
     if norms.empty:
-        return Markup("No spectrum at the last step of {}").format(run)
-    return Markup("Largest eigenvalues from {:.3g} to {:.3g} at the last step of {}").format(norms.min(), norms.max(), run)
+        return f"No spectrum at the last step of {run}"
+    return f"Largest eigenvalues from {norms.min():.3g} to {norms.max():.3g} at the last step of {run}"
 
 
-def _used(rows: pd.DataFrame) -> pd.Series:
+def _used(rows: pd.DataFrame) -> pd.Series[bool]:
     """Fits that no check speaks against, as in the medians of `spectra_summary`."""
-    return (rows["status"] == "ok") & rows["trusted"].ne(False).fillna(True).astype(bool)
+    return (rows["status"] == "ok") & ~rows["trusted"].eq(False).fillna(False).astype(bool)
 
 
-def _believed(rows: pd.DataFrame) -> Markup:
+def _believed(rows: pd.DataFrame) -> str:
     """How many exponents can be believed, and what speaks against the others most often."""
     used = _used(rows)
     if used.all():
-        return Markup("Every alpha passes its checks ({} fits)").format(len(rows))
+        return f"Every alpha passes its checks ({len(rows)} fits)"
     left = rows[~used]
-    reasons = left["why"].where(left["status"] == "ok", left["status"].str.replace("_", " ")).fillna("").str.split("; ").explode()
+    reasons = (
+        left["why"]
+        .where(left["status"] == "ok", left["status"].str.replace("_", " "))
+        .fillna("")
+        .str.split("; ")
+        .explode()
+    )
     counts = reasons[reasons != ""].value_counts()
-    most = f" ({counts.index[0]}: {counts.iloc[0]})" if len(counts) else ""
-    share = "No alpha can" if not used.any() else f"{int(used.sum())} of {len(rows)} alphas can"
-    return Markup("{} be trusted{}").format(share, most)
-
-
-def question(runs: pd.DataFrame, task: str) -> str:
-    """What was trained: `24 runs of gpt: 3 widths × 4 data fractions × 2 seeds`."""
-    counts = [(runs[name].nunique(), words) for name, words in (("width", "width"), ("data_fraction", "data fraction"), ("seed", "seed"))]
-    listed = " × ".join(f"{n} {words}{'s' if n != 1 else ''}" for n, words in counts)
-    return f"{len(runs)} runs of {task}: {listed}"
-
-
-def ranges(good: pd.DataFrame, sample: str) -> str:
-    """The span of N, D and C."""
-    if good.empty:
-        return ""
-    spans = [(N, "N", "parameters", count), (D, "D", f"{sample}s", count), (C, "C", "FLOP", flop)]
-    return "; ".join(f"{letter} from {name(float(np.min(good[column])))} to {name(float(np.max(good[column])))} {words}"
-                     for column, letter, words, name in spans)  # fmt: skip
+    most = f" ({counts.index[0]}: {counts.iloc[0]} of {len(rows)})" if len(counts) else ""
+    return f"{'No alpha' if not used.any() else f'{int(used.sum())} of {len(rows)} alphas'} can be trusted{most}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from orchestrator.errors import InputError
 from orchestrator.grid import Grid, data_key
 from orchestrator.study import Study
 from trainables.flops import CONVENTION
@@ -114,7 +115,18 @@ def probe(
     kinds = {
         speed_key(spec): spec for spec in sorted(runs, key=lambda spec: spec.data_fraction)
     }  # the longest of a kind
-    return {key: measure(spec, grid.of(spec), seconds=seconds, threads=threads) for key, spec in kinds.items()}
+    return {key: _measured(spec, grid, seconds, threads) for key, spec in kinds.items()}
+
+
+def _measured(spec: RunSpec, grid: Grid, seconds: float, threads: int) -> Speed:
+    try:
+        return measure(spec, grid.of(spec), seconds=seconds, threads=threads)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # a task that cannot make one step would fail in every worker
+        words = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        raise InputError(
+            f"task {spec.task}: a training step at width {spec.width} failed: {type(error).__name__}: {words}"
+        ) from error
 
 
 def speed_key(spec: RunSpec) -> tuple[Any, ...]:
@@ -156,6 +168,27 @@ def make_plan(
         flops_train=sum(run.flops_train for run in planned),
         flops_convention=CONVENTION,
     )
+
+
+def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], machine: Machine) -> Grid:
+    """The grid with `train.workers: auto` resolved, the same for all runs of a family.
+
+    One worker each, as long as there are runs enough to fill the lanes. More only for a family that would take longer than
+    its share of the whole study and is worth twenty start-ups: it alone would be left running at the end.
+    """
+    if study.train.workers != "auto":
+        return grid
+    families = {members[0].family_key: members for members in _families(grid.runs)}
+    seconds = {key: sum(_family_seconds(members, grid, speeds).values()) for key, members in families.items()}
+    slots = machine.lanes(1)
+    enough = max(sum(seconds.values()) / slots, START_UPS_HELD * PACK_START_UP_S)
+    chosen = dict.fromkeys(families, 1)
+    for key, members in families.items():
+        batch = members[0].optim.batch_size
+        while seconds[key] / chosen[key] > enough and 2 * chosen[key] <= slots and batch % (2 * chosen[key]) == 0:
+            chosen[key] *= 2
+    runs = (replace(spec, train=replace(spec.train, workers=chosen[spec.family_key])) for spec in grid.runs)
+    return replace(grid, runs=tuple(runs))
 
 
 def _families(runs: Sequence[RunSpec]) -> list[list[RunSpec]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,9 +32,19 @@ LIMIT = 1_500_000
 MOST_PARTS = 4
 """Combinations of the further axes that get figures; the others are in the tables."""
 
-SUMMARIES = ("alpha_median", "alpha_hill_median", "mean_alpha_weighted", "mean_log_norm", "mean_log_spectral_norm", "mean_stable_rank")
-CARDS = (("alpha", "α", "loss falls with size as N^−α"), ("beta", "β", "loss falls with data as D^−β"),
+SUMMARIES = (
+    "alpha_median",
+    "alpha_hill_median",
+    "mean_alpha_weighted",
+    "mean_log_norm",
+    "mean_log_spectral_norm",
+    "mean_stable_rank",
+)
+CARDS = (("alpha", "α", "the loss falls with size as N^−α"), ("beta", "β", "the loss falls with data as D^−β"),
          ("E", "E", "the floor of the loss"), ("a", "a", "the best size grows as C^a where C = 6ND"))  # fmt: skip
+NAMES = {"chinchilla": "Law for L(N, D)", "n_opt": "Best size for a compute budget"}
+DRAWS = 200
+"""Resamples for what stands beside the laws: other conventions, and the correlation of spectra with the loss."""
 
 
 def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: Sequence[Law]) -> None:
@@ -68,8 +80,10 @@ def build(
     listed, more = report_tables.unfinished(whole)
     context = {
         "study": study,
-        "headline": findings.headline(states, lead.law("chinchilla")) if len(every) == 1 else findings.compared([(part.label, part.law("chinchilla")) for part in every]),
-        "question": findings.question(whole, study.task["name"]),
+        "headline": findings.headline(states, lead.law("chinchilla"))
+        if len(every) == 1
+        else findings.compared([(part.label, part.law("chinchilla")) for part in every]),
+        "question": findings.question(whole, study.task["name"], study.data.source),
         "ranges": findings.ranges(good, unit.sample),
         "facts": facts(study, runs, whole),
         "cards": _cards(lead) if len(every) == 1 else [],
@@ -81,11 +95,14 @@ def build(
         "sections": [(part.label, made) for part, made in sections],
         "without_figures": [part.label for part in every[MOST_PARTS:]],
         "spectral": spectral,
+        "spectral_heading": findings.spectra(frames["spectra"]) if spectral else "",
         "correlation": report_tables.correlation_table(_correlation(runs, frames)),
         "inline": {shown.name: inline(shown) for shown in kept},
         "runs_table": report_tables.runs_table(runs) if len(runs) else "",
         "laws_table": report_tables.laws_table(laws),
-        "sensitivity": report_tables.sensitivity_table(sensitivity(lead.runs)) if len(good) else "",
+        "sensitivity": report_tables.sensitivity_table(sensitivity(lead.runs, resamples=DRAWS // 2))
+        if len(good)
+        else "",
         "unfinished": listed,
         "more_unfinished": more,
         "left_out": _left_out(laws),
@@ -100,8 +117,16 @@ def build(
 
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("orchestrator")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["raised"] = raised
     return environment.get_template("report.html")
+
+
+def raised(text: str) -> str:
+    """Plain text as HTML, the exponents of `C^0.54` and `N^−α` raised."""
+    return re.sub(r"\^(−?(?:\d+(?:\.\d+)?|[αβγa]\b))", r"<sup>\1</sup>", html.escape(text))
 
 
 def _unit(study: Study) -> Unit:
@@ -118,7 +143,9 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
         for name in dict.fromkeys(["width", "data_fraction", "seed", *study.grid])
     ]
     options = ", ".join(f"{key} = {value}" for key, value in study.task.items() if key != "name")
-    data = ", ".join(f"{key} = {value}" for key, value in study.data.model_dump().items() if value is not None and key != "path")
+    data = ", ".join(
+        f"{key} = {value}" for key, value in study.data.model_dump().items() if value is not None and key != "path"
+    )
     optim = study.optim
     out = [
         ("task", study.task["name"] + (f" ({options})" if options else "")),
@@ -126,7 +153,7 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
         *((name.replace("_", " "), listed) for name, listed in grid if listed),
         ("optimizer", f"{optim.name}, lr {optim.lr:g} at width {optim.reference.width} and batch {optim.reference.batch_size}"
                       f" (rules {optim.width_rule}, {optim.batch_rule}), batch {optim.batch_size}"),
-        ("schedule", f"{study.schedule.name}, warmup {study.schedule.warmup:,} samples, {study.train.epochs} epoch(s)"),
+        ("schedule", f"{study.schedule.name}, warmup {study.schedule.warmup:,} samples, {study.train.epochs} epoch{'s' if study.train.epochs > 1 else ''}"),
         ("spectra", f"{study.spectra.profile}, every {study.spectra.every}" if study.spectra.every != "never" else "not asked for"),
     ]  # fmt: skip
     if len(runs):
@@ -135,7 +162,11 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
             ("trained on", "; ".join(f"{device} ({n} runs)" for device, n in Counter(runs["device"]).items())),
             ("precision", ", ".join(sorted(set(runs["precision"])))),
             ("began", f"{began.min():%d %B %Y, %H:%M} UTC"),
-            ("time", f"{duration(float(runs['duration_s'].sum()))} of training" + (f", {cost:.2f} USD" if cost == cost else "")),
+            (
+                "time",
+                f"{duration(float(runs['duration_s'].sum()))} of training"
+                + (f", {cost:.2f} USD" if cost == cost else ""),
+            ),
             ("code", ", ".join(sorted(set(map(str, runs["code_version"].dropna())))) or "version not recorded"),
         ]
     return [*out, ("again", f"scalespec run study.yaml   ·   from these results: scalespec analyze {study.name}/")]
@@ -147,7 +178,7 @@ def _values(runs: pd.DataFrame, axis: str) -> str:
         return ""
     values = sorted(runs[column].dropna().unique(), reverse=column == "data_fraction")
     listed = [report_tables.fraction(v) if column == "data_fraction" else f"{v}" for v in values]
-    return ", ".join(listed if len(listed) <= 12 else [*listed[:5], "…", *listed[-2:]]) + (f" ({len(listed)})" if len(listed) > 3 else "")
+    return ", ".join(listed) if len(listed) <= 12 else ", ".join([*listed[:5], "…", *listed[-2:]]) + f" ({len(listed)})"
 
 
 def _cards(part: Part) -> list[tuple[str, str, str, str]]:
@@ -165,8 +196,8 @@ def _cards(part: Part) -> list[tuple[str, str, str, str]]:
 
 def _verdict(part: Part) -> list[tuple[str, bool, str, str]]:
     """(law, clean, statuses, paragraph) of the laws that answer the study's question."""
-    shown = [law for law in part.laws if law.form in ("chinchilla", "n_opt")]
-    return [(law.id.partition("/")[0], law.clean, ", ".join(law.to_json()["status"]), verdict(law)) for law in shown]
+    shown = [law for law in part.laws if law.form in NAMES]
+    return [(NAMES[law.form], law.clean, ", ".join(law.to_json()["status"]), verdict(law)) for law in shown]
 
 
 def _left_out(laws: Sequence[Law]) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -176,10 +207,18 @@ def _left_out(laws: Sequence[Law]) -> list[tuple[str, list[tuple[str, int]]]]:
 
 def _correlation(runs: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Change of each spectral summary against change of the validation loss, checkpoint to checkpoint."""
-    losses = frames["curves"].query("metric == 'val_loss'")[["run_key", "step", "value"]].rename(columns={"value": "val_loss"})
-    table = frames["spectra_summary"].merge(losses, on=["run_key", "step"]).merge(runs[["run_key", "family_key"]], on="run_key")
+    losses = (
+        frames["curves"]
+        .query("metric == 'val_loss'")[["run_key", "step", "value"]]
+        .rename(columns={"value": "val_loss"})
+    )
+    table = (
+        frames["spectra_summary"]
+        .merge(losses, on=["run_key", "step"])
+        .merge(runs[["run_key", "family_key"]], on="run_key")
+    )
     names = [name for name in SUMMARIES if table[name].notna().any()]
-    found = loss_correlation(table, names) if names else pd.DataFrame({"rho": []})
+    found = loss_correlation(table, names, resamples=DRAWS) if names else pd.DataFrame({"rho": []})
     return found[found["rho"].notna()]
 
 

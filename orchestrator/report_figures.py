@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis.laws import Backtest, Law, Table, backtests, rolling_origin
@@ -92,12 +92,13 @@ def law_pictures(part: Part, curves: pd.DataFrame, unit: Unit) -> list[Picture]:
              lambda: _surface(part, unit)),
         make("frontier", findings.frontier(size, loss, whole), "Lowest loss and best model size against compute, with power laws.",
              lambda: _frontier(part, unit)),
-        make("isoflop", findings.isoflop(part.laws), "Loss against model size, one curve a compute budget, minima as stars.",
-             lambda: _isoflop(part, unit)),
     ]  # fmt: skip
+    if findings.budgets(part.laws)[1]:
+        made.append(make("isoflop", findings.isoflop(part.laws), "Loss against model size, one curve a compute budget, minima as stars.",
+                         lambda: (law_plots.isoflop_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs))))  # fmt: skip
     if unit.sample != "token" and good["val_accuracy"].notna().any():
         made.append(make("accuracy", findings.accuracy(good), "Validation accuracy of the finished runs against training compute.",
-                         lambda: _accuracy(part)))  # fmt: skip
+                         lambda: _accuracy(part, unit)))  # fmt: skip
     return [
         *made,
         make("backtest", findings.backtest(tests), "Losses of held-out runs as the law predicts them, beside simple baselines.",
@@ -141,23 +142,27 @@ def svg_of(fig: Figure) -> str:
     svg = to_svg(fig)
     if len(svg) > LARGE:
         for axes in fig.axes:
-            axes.set_rasterization_zorder(3.5)
+            for artist in (*axes.lines, *axes.collections):
+                artist.set_rasterized(True)
         svg = to_svg(fig)
     return svg
 
 
-def inline(shown: Picture) -> Markup:
+def inline(shown: Picture) -> str:
     """The SVG for a page that holds several: ids of its own, a name for screen readers, no address of anything outside."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", shown.svg, flags=re.DOTALL)
     svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg)
     svg = re.sub(r'\bid="', f'id="{shown.name}-', svg)
-    svg = svg.replace("url(#", f"url(#{shown.name}-").replace("xlink:href=", "href=").replace('href="#', f'href="#{shown.name}-')
-    label = Markup('<svg role="img" aria-label="{}"').format(shown.alt)
-    return Markup(svg.replace("<svg", label, 1))
+    svg = (
+        svg.replace("url(#", f"url(#{shown.name}-")
+        .replace("xlink:href=", "href=")
+        .replace('href="#', f'href="#{shown.name}-')
+    )
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(shown.alt)}"', 1)
 
 
 def _curves(part: Part, curves: pd.DataFrame, unit: Unit) -> Drawn:
-    fig = study_plots.curves_figure(part.runs, curves, part.laws, loss_label=f"Validation loss ({unit.loss})")
+    fig = study_plots.curves_figure(part.runs, curves, part.laws, labels=_labels(unit))
     return fig, study_plots.curves_of(part.runs, curves)
 
 
@@ -175,18 +180,14 @@ def _frontier(part: Part, unit: Unit) -> Drawn:
     found = next((law for law in part.laws if law.form == "frontier"), None)
     points = found.diagnostics.get("points", {}) if found else {}
     if not points.get("c"):
-        raise ValueError("at no compute budget does the best size lie between two others; train more sizes or fractions")
+        raise ValueError(
+            "at no compute budget does the best size lie between two others; train more sizes or fractions"
+        )
     return law_plots.frontier_figure(part.runs, part.laws, labels=_labels(unit)), pd.DataFrame(points)
 
 
-def _isoflop(part: Part, unit: Unit) -> Drawn:
-    if not findings.budgets(part.laws)[1]:
-        raise ValueError("no compute budget is shared by three model sizes; train more sizes or fractions")
-    return law_plots.isoflop_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs)
-
-
-def _accuracy(part: Part) -> Drawn:
-    return study_plots.accuracy_figure(part.runs, part.laws), _points(part.runs, "val_accuracy")
+def _accuracy(part: Part, unit: Unit) -> Drawn:
+    return study_plots.accuracy_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs, "val_accuracy")
 
 
 def _backtest(tests: Sequence[Backtest], unit: Unit) -> Drawn:
@@ -199,7 +200,15 @@ def _backtest(tests: Sequence[Backtest], unit: Unit) -> Drawn:
 def _drift(rolling: Sequence[Backtest], whole: Law | None) -> Drawn:
     _need(rolling, 2)
     rows = [
-        {"fitted": t.law.n_used, "ratio": t.ratio, "mape": t.scores()["mape"], "param": name, "value": p.value, "lo": p.lo, "hi": p.hi}
+        {
+            "fitted": t.law.n_used,
+            "ratio": t.ratio,
+            "mape": t.scores()["mape"],
+            "param": name,
+            "value": p.value,
+            "lo": p.lo,
+            "hi": p.hi,
+        }
         for t in rolling
         for name, p in t.law.params.items()
     ]

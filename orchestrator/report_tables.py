@@ -13,7 +13,6 @@ from typing import Any
 import humanize
 import pandas as pd
 from great_tables import GT, loc, style
-from markupsafe import Markup
 
 from analysis import tables
 from analysis.laws import Law
@@ -106,25 +105,30 @@ def _cell(runs: pd.DataFrame) -> Cell:
     if len(marks) > MOST_MARKS:
         marks = " ".join(f"{states[state]}{MARKS[state]}" for state in MARKS if states[state])
     loss = runs.loc[runs["status"] == "done", "val_loss"].astype(float).mean()
-    said = (f"{run.run_key}: {run.status}" + (f" ({run.error})" if isinstance(run.error, str) else "") for run in runs.itertuples())
+    said = (
+        f"{run.run_key}: {run.status}" + (f" ({run.error})" if isinstance(run.error, str) else "")
+        for run in runs.itertuples()
+    )
     return Cell(marks, f"{loss:.3f}" if loss == loss else "", "\n".join(said), any(state != "done" for state in states))
 
 
 def unfinished(runs: pd.DataFrame) -> tuple[list[tuple[str, str, str]], int]:
     """(run, state, reason) of the runs that did not finish, and how many more there are than are listed."""
     bad = runs[runs["status"] != "done"]
-    rows = [(r.run_key, r.status, r.error if isinstance(r.error, str) else "") for r in bad.itertuples()]
+    rows = [(str(r.run_key), str(r.status), r.error if isinstance(r.error, str) else "") for r in bad.itertuples()]
     return rows[:MOST_REASONS], max(0, len(rows) - MOST_REASONS)
 
 
-def runs_table(runs: pd.DataFrame) -> Markup:
+def runs_table(runs: pd.DataFrame) -> str:
     """The runs, one row each; of a large study one row a grid point, with the mean and spread over seeds."""
     return _runs_each(runs) if len(runs) <= MOST_ROWS else _runs_by_cell(runs)
 
 
-def _runs_each(runs: pd.DataFrame) -> Markup:
+def _runs_each(runs: pd.DataFrame) -> str:
     axes = extra_axes(runs)
-    ordered = runs.sort_values([*axes, "width", "data_fraction", "seed"], ascending=[*([True] * len(axes)), True, False, True])
+    ordered = runs.sort_values(
+        [*axes, "width", "data_fraction", "seed"], ascending=[*([True] * len(axes)), True, False, True]
+    )
     columns: dict[str, Any] = {
         "run": ordered["run_key"],
         "width": ordered["width"].astype(str),
@@ -134,7 +138,9 @@ def _runs_each(runs: pd.DataFrame) -> Markup:
         **_sizes(ordered),
         "steps": [f"{s:,}" for s in ordered["steps"]],
         "lr": [f"{lr:.3g}" for lr in ordered["lr"]],
-        "val_loss": [_with_error(loss, se) for loss, se in zip(ordered["val_loss"], ordered["val_loss_se"], strict=True)],
+        "val_loss": [
+            _with_error(loss, se) for loss, se in zip(ordered["val_loss"], ordered["val_loss_se"], strict=True)
+        ],
     }
     if ordered["val_accuracy"].notna().any():
         columns["accuracy"] = [_plain(a, "{:.2%}") for a in ordered["val_accuracy"]]
@@ -145,7 +151,7 @@ def _runs_each(runs: pd.DataFrame) -> Markup:
     return _html(GT(pd.DataFrame(columns), id="runs"), left=("run", "status"))
 
 
-def _runs_by_cell(runs: pd.DataFrame) -> Markup:
+def _runs_by_cell(runs: pd.DataFrame) -> str:
     axes = extra_axes(runs)
     rows = []
     for _, cell in runs.groupby([*axes, "width", "data_fraction"], dropna=False, sort=True):
@@ -177,7 +183,7 @@ def _with_error(loss: Any, error: Any) -> str:
     return _plain(loss, "{:.4f}") + (f" ± {error:.4f}" if error is not None and error == error else "")
 
 
-def laws_table(laws: Sequence[Law]) -> Markup:
+def laws_table(laws: Sequence[Law]) -> str:
     """Every law with its parameters, intervals and status, one group of rows a law."""
     rows = []
     for law in laws:
@@ -189,26 +195,37 @@ def laws_table(laws: Sequence[Law]) -> Markup:
         if not law.params:
             rows.append({"law": group, "parameter": "not fitted", "estimate": "", "interval": ""})
     if not rows:
-        return Markup("")
-    shown = GT(pd.DataFrame(rows), id="laws", groupname_col="law").tab_style(style.text(weight="bold"), loc.row_groups())
+        return ""
+    shown = GT(pd.DataFrame(rows), id="laws", groupname_col="law").tab_style(
+        style.text(weight="bold"), loc.row_groups()
+    )
     return _html(shown, left=("parameter",))
 
 
-def exponents(parts: Sequence[Part]) -> Markup:
+def exponents(parts: Sequence[Part]) -> str:
     """How the law changes with the further axes: one row a combination."""
     rows = []
     for part in parts:
         law = part.law("chinchilla")
         values = {name: str(law.params[name]) if law else "" for name in ("alpha", "beta", "E", "a")}
         status = ", ".join(law.to_json()["status"]) if law else "not fitted"
-        rows.append({"": part.label, "α": values["alpha"], "β": values["beta"], "E": values["E"], "a": values["a"], "status": status})
+        rows.append(
+            {
+                "": part.label,
+                "α": values["alpha"],
+                "β": values["beta"],
+                "E": values["E"],
+                "a": values["a"],
+                "status": status,
+            }
+        )
     return _html(GT(pd.DataFrame(rows), id="exponents"), left=("", "status"))
 
 
-def sensitivity_table(frame: pd.DataFrame) -> Markup:
+def sensitivity_table(frame: pd.DataFrame) -> str:
     """The exponent of the best size under every convention for N and C."""
     if frame.empty:
-        return Markup("")
+        return ""
     shown = pd.DataFrame(
         {
             "N counts": frame["N"],
@@ -216,21 +233,27 @@ def sensitivity_table(frame: pd.DataFrame) -> Markup:
             "α": [f"{x:.3f}" for x in frame["alpha"]],
             "β": [f"{x:.3f}" for x in frame["beta"]],
             "N_opt ∝ C^": [f"{x:.3f}" for x in frame["n_opt_exponent"]],
-            "interval": ["" if lo is None or lo != lo else f"{lo:.3f} to {hi:.3f}" for lo, hi in zip(frame["lo"], frame["hi"], strict=True)],
+            "interval": [
+                "" if lo is None or lo != lo else f"{lo:.3f} to {hi:.3f}"
+                for lo, hi in zip(frame["lo"], frame["hi"], strict=True)
+            ],
         }
     )
     return _html(GT(shown, id="sensitivity"), left=("N counts", "C counts"))
 
 
-def correlation_table(frame: pd.DataFrame) -> Markup:
+def correlation_table(frame: pd.DataFrame) -> str:
     """How the change of each spectral summary goes with the change of the loss."""
     if frame.empty:
-        return Markup("")
+        return ""
     shown = pd.DataFrame(
         {
             "summary": frame["metric"],
             "rank correlation": [f"{x:+.2f}" for x in frame["rho"]],
-            "90 % interval": [_plain(lo, "{:+.2f}") + (f" to {hi:+.2f}" if hi == hi else "") for lo, hi in zip(frame["lo"], frame["hi"], strict=True)],
+            "90 % interval": [
+                _plain(lo, "{:+.2f}") + (f" to {hi:+.2f}" if hi == hi else "")
+                for lo, hi in zip(frame["lo"], frame["hi"], strict=True)
+            ],
             "steps compared": [f"{n:,}" for n in frame["pairs"]],
             "families": frame["families"].astype(str),
         }
@@ -238,14 +261,14 @@ def correlation_table(frame: pd.DataFrame) -> Markup:
     return _html(GT(shown, id="correlation"), left=("summary",))
 
 
-def _html(table: GT, left: Sequence[str] = ()) -> Markup:
+def _html(table: GT, left: Sequence[str] = ()) -> str:
     names = list(table._tbl_data.columns)
     table = table.cols_align("left", columns=[n for n in names if n in left])
     table = table.cols_align("right", columns=[n for n in names if n not in left])
     table = table.tab_options(table_font_size="13px", data_row_padding="3px", table_margin_left="0px", table_font_names="inherit",
                               table_border_top_style="none", table_border_bottom_style="none", row_group_padding="5px",
                               column_labels_font_weight="600", container_overflow_x="auto")  # fmt: skip
-    return Markup(table.as_raw_html())
+    return str(table.as_raw_html())
 
 
 def conventions() -> list[tuple[str, str, str]]:

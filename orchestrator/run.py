@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from orchestrator.progress import Follow, duration, say
 from orchestrator.store import LeaseError, StorageError, StudyStore, check_writable, lease, study_root
 from orchestrator.study import Study, load_study, parse_study, to_yaml
 from trainables.checkpoints import LocalFiles
+from trainables.probe import Speed
 from trainables.steps import checkpoint_steps
 from trainables.task import RunSpec
 
@@ -94,7 +96,9 @@ def _drive(study: Study, points: Grid, store: StudyStore, session: str, found: M
     stage = _stage(study, points, store)
     if todo:
         machine = with_room_for_spectra(study, found)
-        planned = make_plan(study, points, todo, machine)
+        left = {spec.run_key for spec in todo}
+        planned, points = make_plan(study, points, left, machine)
+        todo = [spec for spec in points.runs if spec.run_key in left]
         store.write_json("plan.json", planned.to_json())
         for spec in todo:
             store.write_spec(spec)
@@ -151,10 +155,25 @@ def with_room_for_spectra(study: Study, found: Machine) -> Machine:
     return replace(found, cpus=found.cpus - spare, cpus_per_worker=study.resources.cpus_per_worker)
 
 
-def make_plan(study: Study, points: Grid, runs: Sequence[RunSpec], machine: Machine) -> Plan:
-    """The plan of `runs` after a short probe on this machine."""
-    speeds = plan.probe(points, runs, threads=machine.cpus_per_worker, seconds=PROBE_S)
-    return plan.make_plan(study, points, runs, speeds, machine)
+def make_plan(study: Study, points: Grid, keys: Collection[str], machine: Machine) -> tuple[Plan, Grid]:
+    """The plan of the runs named, after a short probe on this machine, and the grid with its workers chosen."""
+    speeds = _speeds(study, points, machine)
+    points = plan.with_workers(study, points, speeds, machine)
+    return plan.make_plan(
+        study, points, [spec for spec in points.runs if spec.run_key in keys], speeds, machine
+    ), points
+
+
+def _speeds(study: Study, points: Grid, machine: Machine) -> dict[tuple[Any, ...], Speed]:
+    if machine.gpus and not cluster.this_machine().gpus:
+        # the head of a GPU cluster often has no GPU itself, and its CPU would take hours for one step
+        return cluster.on_a_gpu(_probe_there, to_yaml(study), machine.cpus_per_worker)
+    return plan.probe(points, points.runs, threads=machine.cpus_per_worker, seconds=PROBE_S)
+
+
+def _probe_there(text: str, threads: int) -> dict[tuple[Any, ...], Speed]:
+    points = grid.expand(parse_study(text, "study.yaml"), gpus=True)
+    return plan.probe(points, points.runs, threads=threads, seconds=PROBE_S)
 
 
 def all_jobs(points: Grid, todo: Sequence[RunSpec]) -> dict[str, worker.Job]:

@@ -79,7 +79,9 @@ def check_room(workers: int, machine: Machine, sweep: Sweep) -> None:
     have, need = (machine.gpus, workers) if sweep.use_gpu else (machine.cpus, workers * machine.cpus_per_worker)
     if need > have:
         kind = "GPUs" if sweep.use_gpu else "CPUs"
-        raise NoRoomError(f"train.workers: {workers} workers need {need} {kind}, Ray has {have}; lower train.workers or add nodes")
+        raise NoRoomError(
+            f"train.workers: {workers} workers need {need} {kind}, Ray has {have}; lower train.workers or add nodes"
+        )
 
 
 def drive_pack(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +118,9 @@ def drive_pack(config: dict[str, Any]) -> dict[str, Any]:
     try:
         trainer.fit()
     except Exception as error:  # the runs that have no result are named by the driver; other packs go on
-        return {"pack_error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+        return {
+            "pack_error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        }
     return {"pack_error": ""}
 
 

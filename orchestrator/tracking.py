@@ -168,14 +168,18 @@ class Tracker:
         self.client.log_batch(run_id, params=params)
         source = spec.data.path or spec.data.source
         data = Dataset(name=spec.data.source, digest=spec.data_identity[:36], source_type="local", source=source)
-        self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", f"train {spec.data_fraction}")])])
+        self.client.log_inputs(
+            run_id, [DatasetInput(data, [InputTag("mlflow.data.context", f"train {spec.data_fraction}")])]
+        )
         return run_id
 
     def _send(self, run_key: str, rows: Sequence[tuple[str, int, float, int]]) -> None:
         from mlflow.entities import Metric
 
         run_id, sent = self.run_ids[run_key], self._known(run_key)
-        new = {(name, step): Metric(name, value, at, step) for name, step, value, at in rows if (name, step) not in sent}
+        new = {
+            (name, step): Metric(name, value, at, step) for name, step, value, at in rows if (name, step) not in sent
+        }
         for batch in _batches(list(new.items())):
             self.client.log_batch(run_id, metrics=[metric for _, metric in batch])
             sent.update(key for key, _ in batch)
@@ -210,7 +214,9 @@ class Tracker:
 
         now = int(time.time() * 1000)
         found = [
-            (f"law/{law['id']}/{name}", float(param["value"])) for law in laws for name, param in law.get("params", {}).items()
+            (f"law/{law['id']}/{name}", float(param["value"]))
+            for law in laws
+            for name, param in law.get("params", {}).items()
         ]
         self.client.log_batch(self.parent_id, metrics=[Metric(name, value, now, 0) for name, value in found][:BATCH])
         path = self.store.local_path
@@ -227,7 +233,9 @@ class Tracker:
 def _all_children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:
     token = None
     while True:
-        page = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent_id}'", max_results=1000, page_token=token)
+        page = client.search_runs(
+            [experiment_id], f"tags.`{PARENT}` = '{parent_id}'", max_results=1000, page_token=token
+        )
         yield from (run for run in page if KEY_TAG in run.data.tags)
         token = page.token
         if not token:
@@ -310,7 +318,9 @@ class Recorder:
         try:
             action(self.tracker)
         except Exception as error:  # any fault of a server, a disk or a driver: training must not know
-            self.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+            self.problem = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+            )
             log.debug("tracking: %s", self.problem)
             return False
         self.problem = ""

@@ -208,7 +208,9 @@ def watched(timeout_s: float, folder: RunFolder) -> Iterator[Any]:
         thread.join()
 
 
-def jobs_of(specs: Sequence[RunSpec], shares_trunk: bool, counts: Mapping[str, flops.Counts], steps: Sequence[int]) -> list[Job]:
+def jobs_of(
+    specs: Sequence[RunSpec], shares_trunk: bool, counts: Mapping[str, flops.Counts], steps: Sequence[int]
+) -> list[Job]:
     """The jobs of one unit, smallest data fraction first, so that each extends the trunk of the one before."""
     ordered = sorted(specs, key=lambda spec: spec.data_fraction)
     return [Job(spec, counts[spec.run_key], tuple(steps), shares_trunk) for spec in ordered]

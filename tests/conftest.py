@@ -20,7 +20,9 @@ os.environ.update(
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         # workers of Ray import the tasks of the tests
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        ),
     }
 )
 

@@ -19,7 +19,9 @@ LAZY = {"analysis": {"torch"}}
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Top-level names of imported packages, and whether the import stands inside a function."""
     tree = ast.parse(path.read_text())
-    inside = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    inside = {
+        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -52,6 +54,8 @@ def test_the_orchestrator_imports_only_what_is_declared():
 def test_importing_analysis_starts_neither_torch_nor_ray():
     import subprocess
 
-    code = "import analysis, analysis.laws, analysis.spectral, sys; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    code = (
+        "import analysis, analysis.laws, analysis.spectral, sys; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"

@@ -1,15 +1,20 @@
 """Intervals from resampling whole families: runs that share a trunk, a seed or a curve are not independent.
 
-Resampling k families with replacement understates a spread by √((k−1)/k); draws are therefore widened about the estimate by
-√(k/(k−1)) (Davison & Hinkley, Bootstrap Methods, 1997, sec. 2.3 and 3.8), in the coordinates of the solver.
+Where every model size was trained with several seeds, families are resampled within their size: the sizes are a choice and not
+a sample, and a draw without one of them would be another study. Resampling m families with replacement understates a spread by
+√((m−1)/m), and percentiles ignore that the spread itself is estimated; draws are therefore widened about the estimate by
+√(m/(m−1)) and by the ratio of Student's quantile to the normal one: the expanded percentile interval of Hesterberg 2015
+(https://arxiv.org/abs/1411.5279), in the coordinates of the solver.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 
 from analysis.laws.law import Array, Param
 
@@ -17,59 +22,86 @@ MINIMUM_FAMILIES = 6
 """Fewer families than this are not resampled: percentiles over so few clusters cover far less than they promise."""
 MINIMUM_DRAWS = 50
 
-
-def clusters(families: Sequence[Any] | None, keys: Sequence[str]) -> tuple[str, NDArrayInt, int]:
-    """What to resample: its name in words, the cluster of each point as 0 … k−1 [n], and k.
-
-    Families where there are at least six, else single points, which then says that what a family shares is not in the interval.
-    Raises ValueError where `families` has not one label a point.
-    """
-    points = np.arange(len(keys))
-    if families is None:
-        return f"{len(keys)} points", points, len(keys)
-    found, index = np.unique(np.asarray(families).astype(str), return_inverse=True)
-    if index.size != len(keys):
-        raise ValueError(f"families: {index.size} labels for {len(keys)} points; give one label a point")
-    if len(found) >= MINIMUM_FAMILIES:
-        return f"{len(found)} families", index.ravel(), len(found)
-    return (
-        f"{len(keys)} points ({len(found)} families are too few: what a family shares is not in it)",
-        points,
-        len(keys),
-    )
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
-NDArrayInt = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+@dataclass(frozen=True)
+class Clusters:
+    """What is resampled together."""
 
+    unit: str
+    """In words: 240 points, 18 families, 18 families within their size."""
+    family: Ints
+    """[n] the cluster of each point, 0 … k−1."""
+    strata: tuple[Ints, ...]
+    """Clusters that may stand in for one another; together 0 … k−1."""
 
-def family_weights(
-    family: NDArrayInt,
-    count: int,
-    resamples: int,
-    rng: np.random.Generator,
-    usable: Callable[[Array], np.ndarray[Any, np.dtype[np.bool_]]] | None = None,
-) -> tuple[Array, int]:
-    """How often each point enters each draw [≤ resamples, n], and the number of rejected draws.
+    @classmethod
+    def of(cls, families: Sequence[Any] | None, keys: Sequence[str], sizes: Array | None = None) -> Clusters:
+        """Families where there are at least six, else single points, which then says that what a family shares is missing.
 
-    `usable` sees the weights and says which draws can be fitted at all (with k small, some draws contain two sizes only).
-    """
-    kept: list[Array] = []
-    rejected = have = 0
-    for _ in range(20):
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)[:, family].astype(np.float64)
-        good = np.ones(len(weights), dtype=np.bool_) if usable is None else usable(weights)
-        taken = weights[good][: resamples - have]
-        kept.append(taken)
-        have += len(taken)
-        rejected += int((~good).sum())
-        if have >= resamples:
-            break
-    return np.concatenate(kept), rejected
+        `sizes` [n] are model sizes; families are resampled within their size where each size has two at least. Raises
+        ValueError where `families` has not one label a point.
+        """
+        if families is None:
+            return cls.alone(len(keys))
+        names, family = np.unique(np.asarray(families).astype(str), return_inverse=True)
+        if family.size != len(keys):
+            raise ValueError(f"families: {family.size} labels for {len(keys)} points; give one label a point")
+        if len(names) < MINIMUM_FAMILIES:
+            few = f"{len(keys)} points ({len(names)} families are too few: what a family shares is not in it)"
+            return replace(cls.alone(len(keys)), unit=few)
+        family = family.ravel()
+        if sizes is not None:
+            of_family = [tuple(np.unique(sizes[family == f])) for f in range(len(names))]
+            groups = [
+                np.array([f for f in range(len(names)) if of_family[f] == size]) for size in sorted(set(of_family))
+            ]
+            if len(groups) > 1 and min(map(len, groups)) >= 2:
+                return cls(f"{len(names)} families, within their size", family, tuple(groups))
+        return cls(f"{len(names)} families", family, (np.arange(len(names)),))
 
+    @classmethod
+    def alone(cls, size: int) -> Clusters:
+        """`size` points, each for itself."""
+        points = np.arange(size)
+        return cls(f"{size} points", points, (points,))
 
-def widen(estimate: Array, draws: Array, count: int) -> Array:
-    """`draws` [B, p] spread about `estimate` [p] by √(k/(k−1)) for k families."""
-    return np.asarray(estimate + (draws - estimate) * np.sqrt(count / max(count - 1, 1)))
+    @property
+    def count(self) -> int:
+        """Number of clusters k."""
+        return sum(map(len, self.strata))
+
+    def weights(
+        self, resamples: int, rng: np.random.Generator, usable: Callable[[Array], Bools] | None = None
+    ) -> tuple[Array, int]:
+        """How often each point enters each draw [≤ resamples, n], and the number of rejected draws.
+
+        `usable` sees the weights and says which draws can be fitted at all (with few clusters some hold two sizes only).
+        """
+        kept: list[Array] = []
+        rejected = have = 0
+        for _ in range(20):
+            times = np.zeros((resamples, self.count))
+            for group in self.strata:
+                times[:, group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=resamples)
+            weights = times[:, self.family]
+            good = np.ones(len(weights), dtype=np.bool_) if usable is None else usable(weights)
+            taken = weights[good][: resamples - have]
+            kept.append(taken)
+            have += len(taken)
+            rejected += int((~good).sum())
+            if have >= resamples:
+                break
+        return np.concatenate(kept), rejected
+
+    def widen(self, estimate: Array, draws: Array, level: float) -> Array:
+        """`draws` [B, p] spread about `estimate` [p], so that percentiles at `level` are an interval for few clusters."""
+        less = np.array([len(group) - 1 for group in self.strata])
+        tail = (1 + level) / 2
+        student = t.ppf(tail, max(less.sum(), 1)) / norm.ppf(tail)
+        return np.asarray(estimate + (draws - estimate) * student * np.sqrt(1 + np.mean(1 / np.maximum(less, 1))))
 
 
 def interval(value: float, draws: Array | None, level: float) -> Param:

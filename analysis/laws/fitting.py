@@ -54,13 +54,13 @@ def fit(
     names = tuple(str(key) for key in keys) if keys is not None else tuple(str(i) for i in range(len(loss)))
     if len(names) != len(loss):
         raise ValueError(f"keys: {len(names)} names for {len(loss)} points; give one a point")
-    unit, family, count = bootstrap.clusters(families, names)
+    clusters = bootstrap.Clusters.of(families, names, columns.get("n"))
     noise = seed_noise(loss, *columns.values()) if len(loss) else None
     delta = delta if delta is not None else (default_delta(noise) if noise else None)
     common: dict[str, Any] = {
         "target": "loss",
         "level": level,
-        "resampling": f"{resamples} bootstrap draws over {unit}",
+        "resampling": f"{resamples} bootstrap draws over {clusters.unit}",
         "n_points": len(loss),
         "delta": delta,
         **{f"{name}_column": name for name in columns if name in ("n", "d", "c")},
@@ -89,19 +89,19 @@ def fit(
     residuals = log_loss - problem.model.log_loss(theta[None])[0]
 
     rng = np.random.default_rng(seed)
-    enough = count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS
+    enough = clusters.count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS
     draws: dict[str, Array] = {}
     unsolved, rejected = 0.0, 0
     if enough:
-        weights, rejected = bootstrap.family_weights(family, count, resamples, rng, _usable(problem, columns))
+        weights, rejected = clusters.weights(resamples, rng, _usable(problem, columns))
         if len(weights) >= bootstrap.MINIMUM_DRAWS:
             refits = solve(weights, np.tile(theta, (len(weights), 1)))
             unsolved = float(1 - refits.converged.mean())
-            spread = bootstrap.widen(theta, refits.theta, count)
+            spread = clusters.widen(theta, refits.theta, level)
             draws = params_of(np.clip(spread, problem.lower, problem.upper))
     if not draws:
         common["resampling"] = (
-            "none asked for" if resamples < bootstrap.MINIMUM_DRAWS else f"{unit} are too few to resample"
+            "none asked for" if resamples < bootstrap.MINIMUM_DRAWS else f"{clusters.unit} are too few to resample"
         )
 
     moved: dict[str, Array] = {}
@@ -119,7 +119,7 @@ def fit(
         "mape": float(np.mean(np.abs(np.expm1(-residuals)))),
         "seed_noise_sd": noise.sd if noise and noise.cells else None,
         "seed_noise_cells": noise.cells if noise else 0,
-        "families": count,
+        "families": clusters.count,
         "resamples": len(next(iter(draws.values()))) if draws else 0,
         "resamples_rejected": rejected,
         "resamples_unsolved": unsolved,

@@ -192,16 +192,17 @@ def fit_frontier(
     """
     n, c, loss = positive("n", n), positive("c", c), positive("loss", loss)
     names = tuple(str(k) for k in keys) if keys is not None else tuple(str(i) for i in range(len(loss)))
-    unit, family, count = bootstrap.clusters(families, names)
+    clusters = bootstrap.Clusters.of(families, names, n)
     at = budgets(n, c)
     read = trace(n, c, loss, at)
     used = np.isfinite(read.n[0])
     draws: Frontier | None = None
-    if used.sum() >= _LEAST_BUDGETS and count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS:
-        weights, _ = bootstrap.family_weights(family, count, resamples, np.random.default_rng(seed))
+    enough = clusters.count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS
+    if used.sum() >= _LEAST_BUDGETS and enough:
+        weights, _ = clusters.weights(resamples, np.random.default_rng(seed))
         draws = trace(n, c, loss, at, weights)
     delta = delta if delta is not None else default_delta(seed_noise(loss, n, c))
-    reading = _Reading(read, draws, used, unit, count, level, delta, len(loss))
+    reading = _Reading(read, draws, used, clusters, level, delta, len(loss))
     return reading.loss_law(), reading.size_law()
 
 
@@ -212,8 +213,7 @@ class _Reading:
     read: Frontier
     draws: Frontier | None
     used: np.ndarray[Any, np.dtype[np.bool_]]
-    unit: str
-    count: int
+    clusters: bootstrap.Clusters
     level: float
     delta: float
     n_points: int
@@ -240,7 +240,7 @@ class _Reading:
             enough = seen.sum(axis=1) >= _LEAST_BUDGETS
             logs = np.log(np.where(seen, self.draws.loss[:, self.used], 1.0))[enough]
             refits = solve(logs, seen[enough].astype(np.float64), np.tile(theta, (int(enough.sum()), 1)))
-            wide = bootstrap.widen(theta, refits.theta, self.count)
+            wide = self.clusters.widen(theta, refits.theta, self.level)
             spread = problem.params(np.clip(wide, problem.lower, problem.upper))
         residuals = np.log(loss) - problem.model.log_loss(theta[None])[0]
         hit = bounds_hit(problem, theta)
@@ -269,7 +269,7 @@ class _Reading:
         spread: dict[str, Array] = {}
         if self.draws is not None:
             lines = _lines(np.log(c) - centre, np.log(self.draws.n[:, self.used]))
-            spread = named(bootstrap.widen(fitted, lines, self.count))
+            spread = named(self.clusters.widen(fitted, lines, self.level))
         residuals = log_n[0] - fitted[0] - fitted[1] * (np.log(c) - centre)
         estimate = {name: float(v[0]) for name, v in named(fitted[None]).items()}
         return self._law("n_opt", "n_opt", estimate, spread, residuals, {}, set(), True, None)
@@ -312,7 +312,7 @@ class _Reading:
                 **extra,
                 "residual_sd": float(residuals.std()),
                 "c_range": reach,
-                "families": self.count,
+                "families": self.clusters.count,
                 "points": self._points(),
                 "not_bracketed": self._not_bracketed(),
             },
@@ -342,8 +342,8 @@ class _Reading:
 
     def _resampling(self) -> str:
         if self.draws is None:
-            return f"none: {self.unit}, {int(self.used.sum())} bracketed budgets"
-        return f"{len(self.draws.n)} bootstrap draws over {self.unit}, the whole reading repeated in each"
+            return f"none: {self.clusters.unit}, {int(self.used.sum())} bracketed budgets"
+        return f"{len(self.draws.n)} bootstrap draws over {self.clusters.unit}, the whole reading repeated in each"
 
     def _points(self) -> dict[str, Any]:
         """The bracketed budgets with their best size and loss, and the intervals of both."""
@@ -353,7 +353,7 @@ class _Reading:
         if self.draws is not None:
             for name in ("n", "loss"):
                 estimate = np.log(getattr(read, name)[0, used])
-                wide = np.exp(bootstrap.widen(estimate, np.log(getattr(self.draws, name)[:, used]), self.count))
+                wide = np.exp(self.clusters.widen(estimate, np.log(getattr(self.draws, name)[:, used]), self.level))
                 ends = [bootstrap.interval(float(np.exp(e)), wide[:, i], self.level) for i, e in enumerate(estimate)]
                 out[f"{name}_lo"], out[f"{name}_hi"] = [p.lo for p in ends], [p.hi for p in ends]
         return out

@@ -17,7 +17,7 @@ import numpy as np
 from analysis.laws.law import Array
 
 _CELLS = 15_000  # rows times points worked on together: their Jacobians then stay in a core's cache
-_ITERATIONS = 400
+_ITERATIONS = 300
 _TOLERANCE = 1e-13  # of the objective that one more Newton step could still gain
 _ROUNDING = 1e-27  # the same, a point, where the data are exact and the objective is rounding error
 NEAR = 1e-4  # share of a range within which a parameter that pushes outwards is put on its bound

@@ -127,14 +127,15 @@ def fit_isoflop(
     found = profiles(n, c, loss, method=method, tolerance=tolerance)
     group = budgets_of(c, tolerance) if len(c) else np.empty(0, dtype=np.int64)
     rng = np.random.default_rng(seed)
-    enough = families is not None and len(set(map(str, families))) >= bootstrap.MINIMUM_FAMILIES
+    clusters = bootstrap.Clusters.of(families, [str(i) for i in range(len(n))], n) if families is not None else None
     sd = noise if noise is not None else _noise(found, seed_noise(loss, n, c).sd if len(loss) else float("nan"))
-    if enough:
-        unit, family, count = bootstrap.clusters(families, [str(i) for i in range(len(n))])
-        weights, _ = bootstrap.family_weights(family, count, resamples, rng)
+    if clusters is not None and clusters.count >= bootstrap.MINIMUM_FAMILIES:
+        unit = clusters.unit
+        weights, _ = clusters.weights(resamples, rng)
         shaken = np.zeros_like(weights)
     else:
-        unit, count = f"noise of {100 * sd:.2g} % on the loss", 0
+        clusters = None
+        unit = f"noise of {100 * sd:.2g} % on the loss"
         weights, shaken = np.ones((resamples, len(n))), sd * rng.standard_normal((resamples, len(n)))
     draws = np.full((resamples, len(found)), np.nan)
     for g, profile in enumerate(found):
@@ -146,7 +147,7 @@ def fit_isoflop(
     bracketed = np.isfinite(draws).mean(axis=0) if resamples else np.ones(len(found))
     used = np.array([p.status == "interior" for p in found], dtype=np.bool_) & (bracketed > 0.5)
     found = [Profile(**{**vars(p), "used": bool(u)}) for p, u in zip(found, used, strict=True)]
-    return _law(found, draws, used, count, unit, resamples, level, len(n)), found
+    return _law(found, draws, used, clusters, unit, resamples, level, len(n)), found
 
 
 def _noise(found: list[Profile], seeds: float) -> float:
@@ -168,7 +169,7 @@ def _law(
     found: list[Profile],
     draws: Array,
     used: Any,
-    count: int,
+    clusters: bootstrap.Clusters | None,
     unit: str,
     resamples: int,
     level: float,
@@ -207,8 +208,8 @@ def _law(
     weight = 1 / np.maximum(spread, spacing / 3) ** 2
     estimate = _lines(x, y[None], weight)[0]
     lines = _lines(x, draws[:, used], weight)
-    if count:
-        lines = bootstrap.widen(estimate, lines, count)
+    if clusters is not None:
+        lines = clusters.widen(estimate, lines, level)
     values = {"a": lines[:, 1], "G": np.exp(lines[:, 0] - lines[:, 1] * log_c.mean())}
     params = {
         "a": bootstrap.interval(estimate[1], values["a"], level),

@@ -182,7 +182,7 @@ def _log_linear(
     estimate, determined = solve(range(len(rows)))
     drawn = [solve(chosen) for chosen in draws]
     spread = np.array([beta for beta, full in drawn if full]).reshape(-1, len(names))
-    spread = bootstrap.widen(estimate, spread, len(rows))
+    spread = bootstrap.Clusters.alone(len(rows)).widen(estimate, spread, level)
     residuals = np.concatenate([y - x @ estimate for x, y in rows])
     params = {p: bootstrap.interval(estimate[i], spread[:, i], level) for i, p in enumerate(names) if p != "k"}
     params["k"] = bootstrap.interval(float(np.exp(estimate[0])), np.exp(spread[:, 0]), level)

@@ -110,7 +110,7 @@ def _density(axes: Axes, values: Floats, row: Mapping[str, Any], fit: Mapping[st
     shown = heights[counts > 0]
     axes.set_ylim(shown.min() / 3, shown.max() * 5)
     axes.set_xlim(low / 1.3, values[-1] * 1.3)
-    log_axis(axes, "x", "eigenvalue λ", _short)
+    log_axis(axes, "x", "eigenvalue λ", short)
     axes.set_yscale("log")
     axes.set_ylabel("density, log scale")
 
@@ -134,7 +134,7 @@ def _tail(axes: Axes, values: Floats, row: Mapping[str, Any], fit: Mapping[str, 
         axes.axvline(row["max_rand_eval"], color=GREY, lw=0.7, ls=":", label="max λ of the shuffle")
     axes.set_xlim(max(values[0], values[-1] * SPAN) / 1.3, values[-1] * 1.3)
     axes.set_ylim(0.5 / n, 2)
-    log_axis(axes, "x", "eigenvalue λ", _short)
+    log_axis(axes, "x", "eigenvalue λ", short)
     axes.set_yscale("log")
     axes.set_ylabel("share ≥ λ, log scale")
     axes.legend(loc="lower left", handlelength=1.2)
@@ -169,7 +169,7 @@ def _strip(axes: Axes, values: Floats, row: Mapping[str, Any], fit: Mapping[str,
     if fit is not None:
         axes.axvline(fit["xmin"], color=FIT, lw=0.7)
     axes.set_xlim(max(kept[0], kept[-1] * SPAN) / 1.3, kept[-1] * 1.3)
-    log_axis(axes, "x", "xmin", _short)
+    log_axis(axes, "x", "xmin", short)
 
 
 def _thin(n: int, most: int, whole: int) -> NDArray[np.intp]:
@@ -178,5 +178,6 @@ def _thin(n: int, most: int, whole: int) -> NDArray[np.intp]:
     return np.concatenate((head, np.arange(whole, n)))
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A tick label: 0.03, 3, 2e-5."""
     return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")

@@ -15,8 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots.axes import caption
-from analysis.plots.esd import esd_figure
+from analysis.plots.axes import caption, log_axis
+from analysis.plots.esd import esd_figure, short
 from analysis.plots.style import FULL, GREY, QUIET, figure, size_colors
 from analysis.spectral import NATIVE, fit_columns
 
@@ -49,7 +49,8 @@ TOP = 12.0
 """Axes of alpha end here; what lies above is drawn as ▲ at the edge."""
 
 MOST_ESD = 12
-LABELLED = 45
+LABELLED, FEW = 45, 6
+"""Layers up to which names fit under an axis, upright and level."""
 
 FOUR = (
     ("spectral_norm", "spectral norm max λ"),
@@ -165,8 +166,7 @@ def metrics_figure(rows: Rows) -> Figure:
             _dots(axes, table, values, _untrusted(table) if name == "alpha_weighted" else None)
             axes.set_ylabel(label)
             if name == "spectral_norm" and (values > 0).any():
-                axes.set_yscale("log")
-                axes.set_ylabel(f"{label}, log")
+                log_axis(axes, "y", label, short)
             _block_ticks(axes, table)
         _alpha_panel(panels[3], table)
         for guide in GUIDES:
@@ -355,8 +355,11 @@ def _layer_ticks(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _block_ticks(axes: Axes, table: pd.DataFrame) -> None:
-    """A tick where a new block begins."""
+    """A tick where a new block begins; the names of a few layers."""
     layers = table.drop_duplicates("depth").sort_values("depth")
+    if len(layers) <= FEW:
+        axes.set_xticks(layers["depth"], [_brief(layer) for layer in layers["layer"]])
+        return
     ticks, names, before = [], [], None
     for layer, depth in zip(layers["layer"], layers["depth"]):
         found = re.search(r"\d+", layer)

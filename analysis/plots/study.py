@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis.laws import Law, optimum
 from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import MARKERS, flop, log_axis, size_bar
+from analysis.plots.laws import STUDY, Labels
 from analysis.plots.style import EXCLUDED, FULL, GREY, figure, size_colors
 
 POINTS = 400
@@ -58,34 +59,34 @@ def thin(frame: pd.DataFrame, most: int, by: str = C) -> pd.DataFrame:
 
 
 def curves_of(runs: pd.DataFrame, curves: pd.DataFrame, metric: str = "val_loss") -> pd.DataFrame:
-    """The points that `curves_figure` draws: columns curve, params_matmul, flops_train, samples, value, seeds.
+    """The points that `curves_figure` draws: curve (a run_key), params_matmul, width, data_fraction, flops_train, samples, value, seeds.
 
     `runs` and `curves` have the columns of `analysis.tables`. A curve is a run, or with more than SINGLE runs the mean over the
-    seeds of a grid point where they share all steps (`seeds` says how many). Points at step 0 have no place on a log axis.
+    finished seeds of a grid point where they share all steps. Points at step 0 have no place on a log axis.
     """
-    known = runs[["run_key", N, "width", "data_fraction", "seed", *extra_axes(runs)]]
+    axes = extra_axes(runs)
+    known = runs[["run_key", N, "width", "data_fraction", "seed", "status", *axes]]
     points = curves[(curves["metric"] == metric) & (curves["flops"] > 0) & np.isfinite(curves["value"])]
-    points = points.rename(columns={"flops": C}).merge(known, on="run_key")
-    cell = ["width", "data_fraction", *extra_axes(runs)]
+    points = points.rename(columns={"flops": C}).merge(known, on="run_key").sort_values(["run_key", C])
     most = max(2, min(POINTS, ALL_POINTS // max(1, points["run_key"].nunique())))
     out: list[pd.DataFrame] = []
-    for _, group in points.groupby(cell, sort=True, dropna=False):
-        by_run = {str(key): rows.sort_values(C) for key, rows in group.groupby("run_key", sort=True)}
-        steps = {tuple(rows[C]) for rows in by_run.values()}
-        if len(runs) > SINGLE and len(by_run) > 1 and len(steps) == 1:
-            first, *_ = by_run.values()
-            mean = np.mean([rows["value"].to_numpy() for rows in by_run.values()], axis=0)
-            by_run = {str(first["run_key"].iloc[0]): first.assign(value=mean)}
-            seeds = int(group["seed"].nunique())
-        else:
-            seeds = 1
-        out += [thin(rows.assign(curve=key, seeds=seeds), most) for key, rows in by_run.items()]
+    for _, cell in points.groupby(["width", "data_fraction", *axes], sort=True, dropna=False):
+        done = cell[cell["status"] == "done"]
+        by_run = {str(key): rows.assign(seeds=1) for key, rows in cell.groupby("run_key", sort=True)}
+        if len(runs) > SINGLE and len({tuple(rows[C]) for _, rows in done.groupby("run_key")}) == 1:
+            mean = done.groupby(C, as_index=False).agg({"value": "mean"})
+            first = by_run[str(done["run_key"].iloc[0])]
+            by_run = {key: rows for key, rows in by_run.items() if rows["status"].iloc[0] != "done"}
+            by_run[str(first["run_key"].iloc[0])] = first.assign(
+                value=mean["value"].to_numpy(), seeds=done["seed"].nunique()
+            )
+        out += [thin(rows.assign(curve=key), most) for key, rows in by_run.items()]
     columns = ["curve", N, "width", "data_fraction", C, D, "value", "seeds"]
     return pd.concat(out)[columns] if out else pd.DataFrame(columns=columns)
 
 
 def curves_figure(
-    runs: pd.DataFrame, curves: pd.DataFrame, laws: Sequence[Law] = (), *, loss_label: str = "Validation loss (nats)"
+    runs: pd.DataFrame, curves: pd.DataFrame, laws: Sequence[Law] = (), *, labels: Labels = STUDY
 ) -> Figure:
     """Validation loss of every run against its compute, and the compute-efficient frontier with its power law.
 
@@ -104,14 +105,14 @@ def curves_figure(
         _limits(axes, shown if len(shown) else points)
         _unfinished(axes, runs, points, look)
         _frontier(axes, laws, runs)
-        log_axis(axes, "x", "Training compute C (FLOP)", flop)
-        log_axis(axes, "y", loss_label)
+        log_axis(axes, "x", labels.c, flop)
+        log_axis(axes, "y", labels.loss)
         _key(axes, look, runs)
-        size_bar(fig, axes, look.sizes, "N, weights in matmuls")
+        size_bar(fig, axes, look.sizes, labels.n)
         return fig
 
 
-def accuracy_figure(runs: pd.DataFrame, laws: Sequence[Law] = ()) -> Figure:
+def accuracy_figure(runs: pd.DataFrame, laws: Sequence[Law] = (), *, labels: Labels = STUDY) -> Figure:
     """Validation accuracy of the finished runs against compute: every seed a marker, their mean a line for each size.
 
     A frontier law adds the accuracy along the compute-efficient frontier, which was chosen by loss.
@@ -123,25 +124,32 @@ def accuracy_figure(runs: pd.DataFrame, laws: Sequence[Law] = ()) -> Figure:
         raise ValueError("no finished run has a validation accuracy")
     look = Look.of(runs)
     with figure(FULL, 3.0) as (fig, (axes,)):
-        means = good.groupby([N, "data_fraction", C], as_index=False)["val_accuracy"].mean().sort_values(C)
-        for size, rows in means.groupby(N):
-            axes.plot(rows[C], 100 * rows["val_accuracy"], color=look.color(size), lw=0.9)
-        _finished(axes, good.assign(val_accuracy=100 * good["val_accuracy"]), "val_accuracy", look)
-        points = next((law.diagnostics["points"] for law in laws if law.form == "frontier" and law.params), {})
-        if "accuracy" in points:
+        percent = good.assign(val_accuracy=100 * good["val_accuracy"])
+        for size in look.sizes:
+            means = percent[percent[N] == size].groupby(C)["val_accuracy"].mean()
+            axes.plot(means.index, means, color=look.color(size), lw=0.9)
+        _finished(axes, percent, "val_accuracy", look)
+        found = next((law for law in laws if law.form == "frontier" and law.params), None)
+        if found is not None and "accuracy" in found.diagnostics["points"]:
+            points = found.diagnostics["points"]
             share = 100 * np.array(points["accuracy"], dtype=float)
-            axes.plot(points["c"], share, "*-", color="black", ms=6, mew=0, lw=1.1, zorder=4, label="along the frontier of the loss")
-        axes.set_ylabel("Validation accuracy (%)")
-        log_axis(axes, "x", "Training compute C (FLOP)", flop)
+            line: dict[str, Any] = {"color": "black", "ms": 6, "mew": 0, "lw": 1.1, "zorder": 4}
+            axes.plot(points["c"], share, "*-", **line, label="along the frontier of the loss")
+        axes.set_ylabel("validation accuracy (%)")
+        log_axis(axes, "x", labels.c, flop)
         _key(axes, look, good)
-        size_bar(fig, axes, look.sizes, "N, weights in matmuls")
+        size_bar(fig, axes, look.sizes, labels.n)
         return fig
 
 
 def _finished(axes: Axes, runs: pd.DataFrame, column: str, look: Look) -> None:
     good = runs[(runs["status"] == "done") & runs[column].notna()]
-    for (size, fraction), rows in good.groupby([N, "data_fraction"]):
-        axes.plot(rows[C], rows[column], look.marker(fraction), color=look.color(size), ms=4, mec="white", mew=0.4, zorder=3)
+    dot: dict[str, Any] = {"ms": 4, "mec": "white", "mew": 0.4, "zorder": 3}
+    for size in look.sizes:
+        for fraction in look.fractions:
+            rows = good[(good[N] == size) & (good["data_fraction"] == fraction)]
+            if len(rows):
+                axes.plot(rows[C], rows[column], look.marker(fraction), color=look.color(size), **dot)
 
 
 def _limits(axes: Axes, points: pd.DataFrame) -> None:
@@ -152,15 +160,16 @@ def _limits(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def _unfinished(axes: Axes, runs: pd.DataFrame, points: pd.DataFrame, look: Look) -> None:
+    """A hollow marker where each such run ended; ▲ on the frame where that is off the scale or was never measured."""
     top = axes.get_ylim()[1]
-    bad = runs[runs["status"] != "done"]
-    last = points[points["curve"].isin(bad["run_key"])].groupby("curve").last()
-    for _, row in last.iterrows():
-        off = row["value"] > top
-        axes.plot(
-            row[C], min(row["value"], top), "^" if off else look.marker(row["data_fraction"]), mfc="white", mec=EXCLUDED,
-            mew=1.0, ms=5, clip_on=False, zorder=4,
-        )  # fmt: skip
+    last = points.groupby("curve").last()
+    hollow: dict[str, Any] = {"mfc": "white", "mec": EXCLUDED, "mew": 1.0, "ms": 5, "clip_on": False, "zorder": 4}
+    for _, run in runs[runs["status"] != "done"].iterrows():
+        ended = last.loc[run["run_key"]] if run["run_key"] in last.index else None
+        if ended is not None and ended["value"] <= top:
+            axes.plot(ended[C], ended["value"], look.marker(run["data_fraction"]), **hollow)
+        else:
+            axes.plot(np.clip(run[C] if ended is None else ended[C], *axes.get_xlim()), top, "^", **hollow)
 
 
 def _frontier(axes: Axes, laws: Sequence[Law], runs: pd.DataFrame) -> None:
@@ -191,9 +200,11 @@ def _within(value: float, column: pd.Series) -> bool:
 
 def _key(axes: Axes, look: Look, runs: pd.DataFrame) -> None:
     handles: list[Any] = [
-        axes.plot([], [], look.marker(f), color=GREY, ms=4, label=f"{f:.4g} of the data")[0] for f in look.fractions[-6:]
+        axes.plot([], [], look.marker(f), color=GREY, ms=4, label=f"{f:.4g} of the data")[0]
+        for f in look.fractions[-6:]
     ]
     if (runs["status"] != "done").any():
         handles += axes.plot([], [], "o", mfc="white", mec=EXCLUDED, ms=4, label="diverged or failed")
-    others = [line for line in axes.get_lines() if not line.get_label().startswith("_") and line not in handles]
-    axes.figure.legend(handles=[*handles, *others], loc="outside upper left", ncols=6, handletextpad=0.3, columnspacing=1.0)
+    others = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_") and line not in handles]
+    place = {"loc": "outside upper left", "ncols": 6, "handletextpad": 0.3, "columnspacing": 1.0}
+    axes.figure.legend(handles=[*handles, *others], **place)

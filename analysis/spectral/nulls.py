@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -89,7 +91,7 @@ def _null(N: int, M: int, count: int, native: bool, cut: float) -> Null:
     path = folder / f"null-v{VERSION}-{N}x{M}x{count}-{rule}-{cut:.4g}-{DRAWS}.npz"
     found = _load(path)
     if found is None:
-        found = draw(N, M, count, native=native, cut=cut)
+        found = draw(N, M, count, native=native, cut=cut, draws=DRAWS)
         _store(path, found)
     return found
 
@@ -145,7 +147,7 @@ def _load(path: Path) -> Null | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return Null(**{name: stored[name] for name in names})
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

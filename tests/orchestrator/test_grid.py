@@ -84,5 +84,7 @@ def test_impossible_grids_are_refused_by_name(changes, words):
 
 
 def test_mnist_that_is_not_there_is_one_clear_line(tmp_path):
-    message = complaint(task={"name": "mnist_cnn"}, data={"source": "mnist", "path": str(tmp_path / "absent"), "limit": None})
+    message = complaint(
+        task={"name": "mnist_cnn"}, data={"source": "mnist", "path": str(tmp_path / "absent"), "limit": None}
+    )
     assert str(tmp_path / "absent") in message

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan import START_UPS_HELD, Machine, Unit, make_plan, pack_units, probe, speed_key, steps_in
+from orchestrator.plan import (
+    START_UPS_HELD,
+    Machine,
+    Unit,
+    make_plan,
+    pack_units,
+    probe,
+    speed_key,
+    steps_in,
+    with_workers,
+)
 from orchestrator.run import all_jobs
 from studies import toy, toy_grid
 from trainables.probe import Speed
@@ -44,7 +55,7 @@ def planned(machine=Machine(2, 0), **changes):  # noqa: B008
 
 
 def test_families_stay_in_one_pack_and_share_their_trunk():
-    grid, plan = planned()
+    _, plan = planned()
     by_family: dict[str, set[int]] = {}
     for run in plan.runs:
         by_family.setdefault(run.family_key, set()).add(run.pack)
@@ -77,8 +88,28 @@ def test_short_runs_are_warned_of():
 
 
 @pytest.mark.parametrize(
+    ("step_s", "widths", "cpus", "workers"),
+    [(0.01, [8], 4, {1}), (100.0, [8], 4, {4}), (100.0, [8, 16], 2, {1}), (100.0, [8, 16, 24, 32, 40], 2, {1})],
+)
+def test_only_a_family_that_would_be_left_running_gets_more_workers(step_s, widths, cpus, workers):
+    study, grid = toy(grid={"width": widths}), toy_grid(grid={"width": widths})
+    speeds = {speed_key(spec): replace(SPEED, step_s=step_s) for spec in grid.runs}
+    chosen = with_workers(study, grid, speeds, Machine(cpus, 0))
+    assert {spec.train.workers for spec in chosen.runs} == workers
+    assert [spec.run_key for spec in chosen.runs] == [spec.run_key for spec in grid.runs]
+    fixed = with_workers(toy(train={"workers": 2}), toy_grid(train={"workers": 2}), speeds, Machine(cpus, 0))
+    assert {spec.train.workers for spec in fixed.runs} == {2}
+
+
+@pytest.mark.parametrize(
     ("machine", "workers", "lanes"),
-    [(Machine(2, 0), 1, 2), (Machine(2, 0), 2, 1), (Machine(8, 4), 1, 4), (Machine(8, 4), 2, 2), (Machine(8, 0, 4), 1, 2)],
+    [
+        (Machine(2, 0), 1, 2),
+        (Machine(2, 0), 2, 1),
+        (Machine(8, 4), 1, 4),
+        (Machine(8, 4), 2, 2),
+        (Machine(8, 0, 4), 1, 2),
+    ],
 )
 def test_lanes(machine, workers, lanes):
     assert machine.lanes(workers) == lanes

@@ -39,7 +39,12 @@ def write(folder: Path, **changes) -> str:
 def run_in_process(study: str, *more: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "orchestrator", "run", study, *more]
     return subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -62,7 +67,17 @@ def test_a_study_reaches_every_station(finished):
     assert outcome.exit_code == 0
     assert set(outcome.states.values()) == {"done"}
     assert outcome.tracked
-    assert {"study.yaml", "plan.json", "mlflow.db", "runs", "families", "spectra", "tables", "laws.json", "report"} <= set(os.listdir(folder))
+    assert {
+        "study.yaml",
+        "plan.json",
+        "mlflow.db",
+        "runs",
+        "families",
+        "spectra",
+        "tables",
+        "laws.json",
+        "report",
+    } <= set(os.listdir(folder))
     assert not (folder / ".ray").exists()
     assert not (folder / "lease.json").exists()
 
@@ -77,7 +92,15 @@ def test_the_tables_are_those_of_the_contract(finished):
     result = analysis.load(folder)
     assert len(result.runs) == 18
     assert not result.runs["val_loss"].isna().any()
-    assert set(result.curves["metric"]) >= {"train_loss", "train_loss_ema", "val_loss", "val_accuracy", "lr", "grad_norm", "samples_per_s"}
+    assert set(result.curves["metric"]) >= {
+        "train_loss",
+        "train_loss_ema",
+        "val_loss",
+        "val_accuracy",
+        "lr",
+        "grad_norm",
+        "samples_per_s",
+    }
     assert set(result.spectra["run_key"]) == set(result.runs["run_key"])
     assert {"alpha", "beta", "E", "a"} <= set(result.laws.loc[result.laws["form"] == "chinchilla", "param"])
     by_run = result.checkpoints.groupby("run_key")["step"]
@@ -123,7 +146,9 @@ def test_running_again_does_nothing_and_a_grown_grid_adds_only_the_new_runs(fini
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "results/toy")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results/toy/runs").rglob("result.json")}
-    outcome = runs.run_study(write(tmp_path, grid={"width": [8, 16, 32], "seed": [0, 1], "data_fraction": ["1", "1/2", "1/4", "3/4"]}))
+    outcome = runs.run_study(
+        write(tmp_path, grid={"width": [8, 16, 32], "seed": [0, 1], "data_fraction": ["1", "1/2", "1/4", "3/4"]})
+    )
     assert outcome.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     after = list((tmp_path / "results/toy/runs").rglob("result.json"))
@@ -141,7 +166,12 @@ def test_a_trunk_and_lonely_runs_give_equal_weights(ray_cluster, tmp_path):
     found = {}
     for reuse in (True, False):
         folder = tmp_path / str(reuse)
-        changes = {"grid": {"width": [8]}, "train": {"reuse_trunk": reuse}, "spectra": {"every": "never"}, "report": False}
+        changes = {
+            "grid": {"width": [8]},
+            "train": {"reuse_trunk": reuse},
+            "spectra": {"every": "never"},
+            "report": False,
+        }
         assert runs.run_study(write(folder, **changes)).exit_code == 0
         result = analysis.load(folder / "results/toy")
         found[reuse] = result.checkpoints.set_index(["run_key", "step"])["sha256"]
@@ -149,19 +179,35 @@ def test_a_trunk_and_lonely_runs_give_equal_weights(ray_cluster, tmp_path):
     assert found[True].equals(found[False])
 
 
-def test_a_run_that_kills_its_worker_twice_is_failed_and_its_pack_goes_on(ray_cluster, tmp_path):
-    task = {"name": "toy_task:Toy", "kill_width": 16, "kill_file": str(tmp_path / "deaths"), "kill_times": 99}
-    study = write(tmp_path, task=task, grid={"data_fraction": ["1/2", "1"]}, spectra={"every": "never"}, report=False)
+def test_faults_are_typed_and_the_rest_of_the_pack_goes_on(ray_cluster, tmp_path):
+    """One width kills its worker every time, one has a bug, one explodes; the others are done."""
+    faults = {
+        "kill_width": 16,
+        "kill_file": str(tmp_path / "deaths"),
+        "kill_times": 99,
+        "raise_width": 24,
+        "explode_width": 32,
+    }
+    widths = {"width": [8, 16, 24, 32, 40], "data_fraction": ["1"]}
+    study = write(
+        tmp_path, task={"name": "toy_task:Toy", **faults}, grid=widths, spectra={"every": "last"}, report=False
+    )
     outcome = runs.run_study(study)
-    by_width = {}
-    for key, state in outcome.states.items():
-        by_width.setdefault(key[:5], set()).add(state)
-    assert by_width == {"w0008": {"done"}, "w0016": {"failed"}}
     assert outcome.exit_code == 1
-    frame = analysis.load(tmp_path / "results/toy").runs
-    errors = frame.loc[frame["status"] == "failed", "error"]
-    assert errors.str.startswith("worker_died").all()
-    assert len((tmp_path / "deaths").read_bytes()) == 4  # two runs, two deaths each
+    frame = analysis.load(tmp_path / "results/toy").runs.set_index("width")
+    assert frame["status"].to_dict() == {8: "done", 16: "failed", 24: "failed", 32: "diverged", 40: "done"}
+    assert frame.loc[16, "error"].startswith("worker_died")
+    assert frame.loc[24, "error"] == "bug: RuntimeError: a bug of the user's own"
+    assert frame.loc[32, "error"].startswith("non_finite")
+    assert (tmp_path / "deaths").read_bytes() == b"xx"
+    # the cause removed, the same command tries the failed runs again and leaves the others alone
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results/toy/runs").rglob("result.json")}
+    (tmp_path / "deaths").write_bytes(b"x" * 99)
+    runs.run_study(study)
+    frame = analysis.load(tmp_path / "results/toy").runs.set_index("width")
+    assert frame["status"].to_dict() == {8: "done", 16: "done", 24: "failed", 32: "diverged", 40: "done"}
+    changed = [path.parent.name[:5] for path, at in before.items() if path.stat().st_mtime_ns != at]
+    assert sorted(changed) == ["w0016", "w0024"]
 
 
 def test_a_run_whose_worker_died_once_is_resumed(ray_cluster, tmp_path):
@@ -169,16 +215,6 @@ def test_a_run_whose_worker_died_once_is_resumed(ray_cluster, tmp_path):
     study = write(tmp_path, task=task, spectra={"every": "never"}, report=False)
     assert set(runs.run_study(study).states.values()) == {"done"}
     assert (tmp_path / "deaths").read_bytes() == b"x"
-
-
-def test_bugs_and_divergence_are_typed_and_the_rest_is_done(ray_cluster, tmp_path):
-    task = {"name": "toy_task:Toy", "raise_width": 16, "explode_width": 32}
-    study = write(tmp_path, task=task, grid={"width": [8, 16, 32], "data_fraction": ["1"]}, spectra={"every": "last"}, report=False)
-    outcome = runs.run_study(study)
-    assert sorted(outcome.states.values()) == ["diverged", "done", "failed"]
-    frame = analysis.load(tmp_path / "results/toy").runs.set_index("width")
-    assert frame.loc[16, "error"] == "bug: RuntimeError: a bug of the user's own"
-    assert frame.loc[32, "error"].startswith("non_finite")
 
 
 def test_a_stalled_run_is_ended_with_its_reason(ray_cluster, tmp_path):
@@ -212,7 +248,9 @@ def test_a_second_driver_is_refused(ray_cluster, tmp_path):
 
 def test_without_its_tracking_server_the_study_finishes_says_so_and_sync_repairs_it(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    study = write(tmp_path, grid={"width": [8]}, tracking={"uri": "http://127.0.0.1:9"}, spectra={"every": "never"}, report=False)
+    study = write(
+        tmp_path, grid={"width": [8]}, tracking={"uri": "http://127.0.0.1:9"}, spectra={"every": "never"}, report=False
+    )
     outcome = runs.run_study(study)
     assert outcome.exit_code == 0
     assert not outcome.tracked
@@ -233,7 +271,9 @@ def test_without_its_tracking_server_the_study_finishes_says_so_and_sync_repairs
 def test_a_killed_study_goes_on_where_it_was(finished, ray_cluster, tmp_path):
     """The driver is killed in the middle; the command is given again; every table equals the uninterrupted study's."""
     whole, _ = finished
-    study = write(tmp_path, grid={"width": [8, 16, 32], "seed": [0, 1]}, train={"checkpoints": 5, "resume_every_s": 0.05})
+    study = write(
+        tmp_path, grid={"width": [8, 16, 32], "seed": [0, 1]}, train={"checkpoints": 5, "resume_every_s": 0.05}
+    )
     first = run_in_process(study, RAY_ADDRESS="")
     folder = tmp_path / "results/toy"
     deadline = time.monotonic() + 300
@@ -249,7 +289,9 @@ def test_a_killed_study_goes_on_where_it_was(finished, ray_cluster, tmp_path):
     assert outcome.exit_code == 0
     ours, theirs = analysis.load(folder), analysis.load(whole)
     for name in ("runs", "curves", "checkpoints", "spectra_summary"):
-        pd.testing.assert_frame_equal(comparable(getattr(ours, name)), comparable(getattr(theirs, name)), check_exact=True)
+        pd.testing.assert_frame_equal(
+            comparable(getattr(ours, name)), comparable(getattr(theirs, name)), check_exact=True
+        )
 
 
 def test_status_reads_the_disk(finished, capsys):
@@ -269,4 +311,6 @@ def test_analyze_makes_the_same_tables_again(finished, tmp_path):
     shutil.rmtree(tmp_path / "toy/tables")
     runs.analyze_study(str(tmp_path / "toy"))
     for name in tables.TABLES:
-        assert pq.read_table(tmp_path / "toy/tables" / f"{name}.parquet").equals(pq.read_table(folder / "tables" / f"{name}.parquet"))
+        assert pq.read_table(tmp_path / "toy/tables" / f"{name}.parquet").equals(
+            pq.read_table(folder / "tables" / f"{name}.parquet")
+        )

@@ -130,7 +130,10 @@ def test_parquet_with_extension_types_is_refused(tmp_path):
 
 def test_tables_are_written_sorted_by_their_key(tmp_path):
     store = StudyStore(str(tmp_path))
-    rows = [{"run_key": k, "step": s, "samples": 1, "flops": 1.0, "metric": "lr", "value": 0.5} for k, s in (("b", 2), ("a", 9), ("b", 1))]
+    rows = [
+        {"run_key": k, "step": s, "samples": 1, "flops": 1.0, "metric": "lr", "value": 0.5}
+        for k, s in (("b", 2), ("a", 9), ("b", 1))
+    ]
     store.write_table("curves", tables.from_rows(rows, tables.CURVES))
     found = store.read_table("curves").to_pylist()
     assert [(row["run_key"], row["step"]) for row in found] == [("a", 9), ("b", 1), ("b", 2)]

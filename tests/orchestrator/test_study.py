@@ -24,13 +24,23 @@ def complaint(text: str, *overrides: str) -> str:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("1/2", 0.5), ("sqrt(2)", math.sqrt(2)), ("2**0.5", math.sqrt(2)), ("3*2", 6), ("-1", -1), ("7", 7)],
+    [
+        ("1e-3", 1e-3),
+        ("1/2", 0.5),
+        ("sqrt(2)", math.sqrt(2)),
+        ("2**0.5", math.sqrt(2)),
+        ("3*2", 6),
+        ("-1", -1),
+        ("7", 7),
+    ],
 )
 def test_numbers_given_as_text(text, value):
     assert number(text) == value
 
 
-@pytest.mark.parametrize("text", ["__import__('os')", "x", "1e-3 x", "2**999", "sqrt(-1)", "1/0", "open('f')", "True", "", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["__import__('os')", "x", "1e-3 x", "2**999", "sqrt(-1)", "1/0", "open('f')", "True", "", "[1]"]
+)
 def test_text_that_is_no_number_is_refused(text):
     with pytest.raises(ValueError, match="not a number"):
         number(text)
@@ -58,8 +68,13 @@ def test_the_shipped_studies_are_valid(name):
 def test_complaints_name_line_and_key():
     lines = GOOD.splitlines()
     at = next(i for i, line in enumerate(lines, 1) if line.strip().startswith("lr:"))
-    assert complaint(GOOD.replace("lr: 0.01", "lr: .nan")) == f"study.yaml:{at}: optim.lr: Input should be a finite number, not nan"
-    assert complaint(GOOD.replace("  lr:", "  lrr:")).startswith(f"study.yaml:{at}: optim.lrr: unknown key; did you mean lr?")
+    assert (
+        complaint(GOOD.replace("lr: 0.01", "lr: .nan"))
+        == f"study.yaml:{at}: optim.lr: Input should be a finite number, not nan"
+    )
+    assert complaint(GOOD.replace("  lr:", "  lrr:")).startswith(
+        f"study.yaml:{at}: optim.lrr: unknown key; did you mean lr?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +110,9 @@ def test_a_file_that_is_too_large_or_absent(tmp_path):
 
 
 def test_overrides():
-    study = parse_study(GOOD, "study.yaml", ["grid.seed=[3, 4]", "optim.lr=1e-4", "grid.optim.lr=[1e-3]", "task.dropout=0.5"])
+    study = parse_study(
+        GOOD, "study.yaml", ["grid.seed=[3, 4]", "optim.lr=1e-4", "grid.optim.lr=[1e-3]", "task.dropout=0.5"]
+    )
     assert study.grid["seed"] == [3, 4]
     assert study.grid["optim.lr"] == ["1e-3"]
     assert study.optim.lr == 1e-4

@@ -36,7 +36,10 @@ def stop_at(step: int):
 
 
 def weights(run: RunFolder) -> dict[int, bytes]:
-    return {s: read_committed(run.files, f"{run.folder}/checkpoints/{step_folder(s)}")[1][WEIGHTS] for s in run.checkpoint_steps()}
+    return {
+        s: read_committed(run.files, f"{run.folder}/checkpoints/{step_folder(s)}")[1][WEIGHTS]
+        for s in run.checkpoint_steps()
+    }
 
 
 def curves(run: RunFolder) -> list[tuple]:
@@ -54,7 +57,9 @@ def test_a_branch_of_the_trunk_equals_the_run_trained_alone(tmp_path, schedule, 
     grid, family = family_of(schedule={"name": schedule}, task={"name": "toy_task:Toy", "dropout": dropout})
     files = LocalFiles(tmp_path)
     trunk = RunFolder(files, "families/f")
-    steps = sorted({s for spec in family for s in checkpoint_steps(int(spec.data_fraction * 128), spec.train.checkpoints)})
+    steps = sorted(
+        {s for spec in family for s in checkpoint_steps(int(spec.data_fraction * 128), spec.train.checkpoints)}
+    )
     assert len(family) == 3
     for spec in family:
         shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
@@ -135,7 +140,9 @@ def test_divergence_is_a_result_with_its_reason(tmp_path):
 
 
 def test_slow_divergence_is_noticed(tmp_path):
-    grid = toy_grid(grid={"width": [8], "data_fraction": ["1"]}, optim={"lr": 30.0, "grad_clip": None, "width_rule": "none"})
+    grid = toy_grid(
+        grid={"width": [8], "data_fraction": ["1"]}, optim={"lr": 30.0, "grad_clip": None, "width_rule": "none"}
+    )
     result = Trainer(grid.runs[0], grid.of(grid.runs[0]), local_run(tmp_path / "r")).run()
     assert result["status"] == "diverged"
     assert result["error"].startswith(("loss_bound", "non_finite"))
@@ -152,7 +159,7 @@ def test_the_columns_of_a_result_agree_with_each_other(tmp_path):
     assert result["params_matmul"] == 8 * 8 + 8 * 8 + 8 * 4
     # no gradient to the input: the first layer has a forward and a weight gradient, the others an input gradient too
     assert result["flops_train"] == 512 * (2 * 2 * 64 + 3 * 2 * 64 + 3 * 2 * 32)
-    rows = [line for line in run.files.read("r/val.jsonl").decode().splitlines()]
+    rows = run.files.read("r/val.jsonl").decode().splitlines()
     assert len(rows) == grid.of(spec).data.val_examples
     halves = np.average([result["val_loss_select"], result["val_loss_report"]])
     assert math.isclose(halves, result["val_loss"], rel_tol=1e-12)
