@@ -30,8 +30,13 @@ def load(study_dir: str | os.PathLike[str]) -> Results:
     """The tables in a study folder on disk. Raises FileNotFoundError naming what is not there."""
     folder = Path(study_dir)
     if not (folder / "tables").is_dir():
-        raise FileNotFoundError(f"{folder}: no tables/ there; give the folder that `scalespec run` made, or run `scalespec analyze {folder}`")
-    frames = {name: tables.to_pandas(tables.read_parquet(str(folder / "tables" / f"{name}.parquet"))) for name in tables.TABLES}
+        raise FileNotFoundError(
+            f"{folder}: no tables/ there; give the folder that `scalespec run` made, or run `scalespec analyze {folder}`"
+        )
+    frames = {
+        name: tables.to_pandas(tables.read_parquet(str(folder / "tables" / f"{name}.parquet")))
+        for name in tables.TABLES
+    }
     laws_file = folder / "laws.json"
     entries = json.loads(laws_file.read_text()) if laws_file.exists() else []
     return Results(**frames, laws=laws_frame(entries))
@@ -41,8 +46,13 @@ def laws_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
     """`laws.json` as a table with the columns of `tables.LAWS`."""
     rows = []
     for entry in entries:
-        shared = {name: entry.get(name) for name in tables.LAWS.names if name not in ("param", "value", "lo", "hi", "status")}
+        shared = {
+            name: entry.get(name) for name in tables.LAWS.names if name not in ("param", "value", "lo", "hi", "status")
+        }
         shared["status"] = " ".join(sorted(entry["status"]))
         params = entry["params"] or {None: {}}
-        rows += [{**shared, "param": name, **{key: param.get(key) for key in ("value", "lo", "hi")}} for name, param in params.items()]
+        rows += [
+            {**shared, "param": name, **{key: param.get(key) for key in ("value", "lo", "hi")}}
+            for name, param in params.items()
+        ]
     return tables.to_pandas(tables.from_rows(rows, tables.LAWS))

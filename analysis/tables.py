@@ -80,7 +80,9 @@ RUNS = _schema(
     _field("samples_per_s", FLOAT, "images or tokens / s", "median training throughput, all workers", null=True),
     _field("mfu", FLOAT, "", "flops_train per second over the peak of the device, where the peak is known", null=True),
     _field("cost_usd", FLOAT, "USD", "duration_s × resources.price_per_hour", null=True),
-    _field("duration_s", FLOAT, "s", "marginal wall time of this run: a shared trunk counts for the run it was trained in"),
+    _field(
+        "duration_s", FLOAT, "s", "marginal wall time of this run: a shared trunk counts for the run it was trained in"
+    ),
     _field("started_at", TIME, "", "when its first attempt began"),
     _field("mlflow_run_id", STR, "", "the child run in MLflow", null=True),
     _field("code_version", STR, "", "version and git commit of scalespec", null=True),
@@ -141,7 +143,9 @@ SPECTRA = _schema(
     _field("D", FLOAT, "", "Kolmogorov–Smirnov distance of the tail from the fit, left limits only", null=True),
     _field("sigma", FLOAT, "", "(alpha − 1)/√num_pl_spikes", null=True),
     _field("num_pl_spikes", INT, "", "eigenvalues in the tail", null=True),
-    _field("warning", STR, "", "over-trained (alpha < 2) | under-trained (alpha > 6): WeightWatcher's words", null=True),
+    _field(
+        "warning", STR, "", "over-trained (alpha < 2) | under-trained (alpha > 6): WeightWatcher's words", null=True
+    ),
     _field("alpha_ks2", FLOAT, "", "native: exponent by the two-sided distance, tail of at least 10", null=True),
     _field("xmin_ks2", FLOAT, "", "native: where that tail starts", null=True),
     _field("D_ks2", FLOAT, "", "native: two-sided Kolmogorov–Smirnov distance", null=True),
@@ -184,7 +188,9 @@ SPECTRA = _schema(
     _field("detX_num", INT, "", "eigenvalues in the tail whose rescaled product is just under 1 (ERG)", null=True),
     _field("num_ERG_spikes", INT, "", "WeightWatcher's other name of detX_num", null=True),
     _field("detX_val", FLOAT, "", "first eigenvalue of that tail", null=True),
-    _field("detX_val_unrescaled", FLOAT, "", "the same of the spectrum scaled to mean 1, for all its name says", null=True),
+    _field(
+        "detX_val_unrescaled", FLOAT, "", "the same of the spectrum scaled to mean 1, for all its name says", null=True
+    ),
     _field("ERG_gap", INT, "", "detX_num − num_pl_spikes", null=True),
     *(
         _field(f"{place}_{moment}_{name}", FLOAT, unit, f"{words} of the {place} eigenvectors, {law}", null=True)
@@ -202,7 +208,9 @@ SPECTRA = _schema(
     _field("update_sigma_max", FLOAT, "", "largest singular value of W − V", null=True),
     _field("update_stable_rank", FLOAT, "", "stable rank of W − V", null=True),
     _field("update_alpha_hill", FLOAT, "", "alpha_hill of W − V", null=True),
-    _field("alpha_lo", FLOAT, "", "5 % quantile of the profile's exponent over bootstrap samples of eigenvalues", null=True),
+    _field(
+        "alpha_lo", FLOAT, "", "5 % quantile of the profile's exponent over bootstrap samples of eigenvalues", null=True
+    ),
     _field("alpha_hi", FLOAT, "", "95 % quantile", null=True),
     _field("alpha_spread", FLOAT, "", "range of the exponent over xmin with D within 5 % of the best", null=True),
     _field("alpha_null_lo", FLOAT, "", "5 % quantile of the exponent of Gaussian matrices of this shape", null=True),
@@ -213,18 +221,30 @@ SPECTRA = _schema(
     _field("alpha_hill_null_hi", FLOAT, "", "95 % quantile", null=True),
     _field("alpha_hill_z", FLOAT, "", "log of alpha_hill in standard deviations from that null", null=True),
     _field("stable_rank_z", FLOAT, "", "log of stable_rank in standard deviations from that null", null=True),
-    _field("rand_distance_null", FLOAT, "", "95 % quantile of the distance between two matrices of that null", null=True),
+    _field(
+        "rand_distance_null", FLOAT, "", "95 % quantile of the distance between two matrices of that null", null=True
+    ),
     _field("modes", INT, "", "modes of the density of log λ", null=True),
     _field("tail_modes", INT, "", "the same of the tail alone", null=True),
-    _field("lr_exponential", FLOAT, "nats", "log-likelihood of the power law minus the exponential's on the tail", null=True),
+    _field(
+        "lr_exponential",
+        FLOAT,
+        "nats",
+        "log-likelihood of the power law minus the exponential's on the tail",
+        null=True,
+    ),
     _field("p_exponential", FLOAT, "", "Vuong's two-sided p of it", null=True),
-    _field("lr_lognormal", FLOAT, "nats", "log-likelihood of the power law minus the lognormal's on the tail", null=True),
+    _field(
+        "lr_lognormal", FLOAT, "nats", "log-likelihood of the power law minus the lognormal's on the tail", null=True
+    ),
     _field("p_lognormal", FLOAT, "", "Vuong's two-sided p of it", null=True),
     _field("trusted", BOOL, "", "every check passed; null: a check was not computed", null=True),
     _field("why", STR, "", "the checks that failed or were not computed", null=True),
     _field("status", STR, "", " | ".join(SPECTRUM_STATUSES)),
     _field("error", STR, "", "what went wrong, for a status other than ok", null=True),
-    _field("eigenvalues", pa.list_(FLOAT), "", "σ², ascending, unscaled (ww-0.7.7 halves those of convolutions)", null=True),
+    _field(
+        "eigenvalues", pa.list_(FLOAT), "", "σ², ascending, unscaled (ww-0.7.7 halves those of convolutions)", null=True
+    ),
 )
 
 SPECTRA_SUMMARY = _schema(
@@ -236,7 +256,9 @@ SPECTRA_SUMMARY = _schema(
     _field("alpha_q75", FLOAT, "", "upper quartile over the layers used", null=True),
     _field("alpha_trimmed", FLOAT, "", "mean over the layers used without alpha > 8", null=True),
     _field("alpha_ks2_median", FLOAT, "", "native: median of alpha_ks2 over the layers used", null=True),
-    _field("alpha_ks2_trimmed", FLOAT, "", "native: mean of alpha_ks2 over the layers used without those > 8", null=True),
+    _field(
+        "alpha_ks2_trimmed", FLOAT, "", "native: mean of alpha_ks2 over the layers used without those > 8", null=True
+    ),
     _field("alpha_hill_median", FLOAT, "", "median of alpha_hill over all layers with a spectrum", null=True),
     _field("ww_mean_alpha", FLOAT, "", "WeightWatcher's plain mean, failed fits (−1) included", null=True),
     _field("mean_alpha_weighted", FLOAT, "", "plain mean", null=True),
@@ -245,7 +267,9 @@ SPECTRA_SUMMARY = _schema(
     _field("mean_log_alpha_norm", FLOAT, "", "plain mean", null=True),
     _field("mean_stable_rank", FLOAT, "", "plain mean", null=True),
     _field("mean_mp_softrank", FLOAT, "", "plain mean", null=True),
-    _field("n_used", INT, "", "layers whose alpha entered the median: trusted, or all fits where trust was not computed"),
+    _field(
+        "n_used", INT, "", "layers whose alpha entered the median: trusted, or all fits where trust was not computed"
+    ),
     _field("n_total", INT, "", "layers looked at, a tied tensor once under native"),
     _field("reasons", STR, "", "why layers were left out, with counts", null=True),
 )
@@ -293,7 +317,11 @@ class TableError(ValueError):
 
 def with_axes(schema: pa.Schema, axes: Mapping[str, pa.DataType]) -> pa.Schema:
     """`schema` with a column for every extra axis of a study, after `seed`; a name the schema has already is left alone."""
-    extra = [_field(name, kind, "", "axis of the study", null=True) for name, kind in axes.items() if name not in schema.names]
+    extra = [
+        _field(name, kind, "", "axis of the study", null=True)
+        for name, kind in axes.items()
+        if name not in schema.names
+    ]
     if not extra:
         return schema
     at = schema.get_field_index("seed") + 1
@@ -361,7 +389,9 @@ def refuse_extension_types(schema: pa.Schema) -> None:
     """Raises `TableError` where a column, at any depth, has an Arrow extension type."""
     for field in schema:
         if _has_extension(field):
-            raise TableError(f"column {field.name} has an Arrow extension type ({field.type}); write it as a plain type")
+            raise TableError(
+                f"column {field.name} has an Arrow extension type ({field.type}); write it as a plain type"
+            )
 
 
 def _has_extension(field: pa.Field) -> bool:

@@ -18,6 +18,8 @@ ENVIRONMENT = {
     # a rank that skips a collective would otherwise hang its group for ever
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # otherwise Tune swallows Ctrl-C and the study would go on to its report
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

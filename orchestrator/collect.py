@@ -27,10 +27,16 @@ def axis_columns(specs: Iterable[RunSpec]) -> dict[str, pa.DataType]:
     kinds: dict[str, set[type]] = {}
     for spec in specs:
         for name, value in spec.axes.items():
-            leaf = name.rpartition(".")[2]
-            if leaf not in tables.RUNS.names:
-                kinds.setdefault(leaf, set()).add(type(value))
-    return {leaf: _arrow_type(types - {type(None)}) for leaf, types in kinds.items()}
+            column = _column(name, spec.axes)
+            if column not in tables.RUNS.names:
+                kinds.setdefault(column, set()).add(type(value))
+    return {column: _arrow_type(types - {type(None)}) for column, types in kinds.items()}
+
+
+def _column(name: str, axes: Iterable[str]) -> str:
+    """The leaf of an axis' name; the whole name where two axes end alike, as optim.name and schedule.name do."""
+    leaf = name.rpartition(".")[2]
+    return name if sum(other.rpartition(".")[2] == leaf for other in axes) > 1 else leaf
 
 
 def _arrow_type(types: set[type]) -> pa.DataType:
@@ -69,9 +75,9 @@ def runs_table(
             "cost_usd": None if price_per_hour is None else price_per_hour * result["duration_s"] / 3600,
         }
         for name, value in spec.axes.items():
-            leaf = name.rpartition(".")[2]
-            if leaf in axes:
-                row[leaf] = str(value) if axes[leaf] == pa.string() and value is not None else value
+            column = _column(name, spec.axes)
+            if column in axes:
+                row[column] = str(value) if axes[column] == pa.string() and value is not None else value
         rows.append(row)
     return tables.from_rows(rows, tables.with_axes(tables.RUNS, axes))
 
@@ -97,11 +103,8 @@ def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
             path = f"runs/{spec.run_key}/checkpoints/{step_folder(step)}"
             try:
                 facts = json.loads(store.files.read(f"{path}/{MANIFEST}"))
-                entry = facts["files"][WEIGHTS]
-            except (OSError, ValueError, KeyError):
-                continue
-            rows.append(
-                {
+                entry, losses = facts["files"][WEIGHTS], facts["metrics"]
+                row = {
                     "run_key": spec.run_key,
                     "step": step,
                     "samples": facts["samples"],
@@ -109,10 +112,12 @@ def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
                     "path": f"{path}/{WEIGHTS}",
                     "bytes": entry["bytes"],
                     "sha256": entry["sha256"],
-                    "val_loss": facts["metrics"].get("val_loss"),
-                    "val_accuracy": facts["metrics"].get("val_accuracy"),
+                    "val_loss": losses.get("val_loss"),
+                    "val_accuracy": losses.get("val_accuracy"),
                 }
-            )
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            rows.append(row)
     return tables.from_rows(rows, tables.CHECKPOINTS)
 
 

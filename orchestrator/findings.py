@@ -46,7 +46,7 @@ def headline(states: Mapping[str, int], law: Law | None) -> str:
         return "No run finished, so there is nothing to fit"
     if law is None:
         return "The runs do not determine a scaling law"
-    said = f"Loss falls as N^−{range_of(law.params['alpha'])} and D^−{range_of(law.params['beta'])}"
+    said = f"The loss falls with α = {range_of(law.params['alpha'])} in size and β = {range_of(law.params['beta'])} in data"
     doubts = [words for status, words in DOUBTS.items() if status in law.status]
     return f"{said}, but {doubts[0]}" if doubts else said
 
@@ -75,6 +75,8 @@ def _above(p: Param, q: Param) -> bool:
 
 def question(runs: pd.DataFrame, task: str, source: str) -> str:
     """What was trained: `24 runs of gpt on stdlib: 3 widths × 4 data fractions × 2 seeds`."""
+    if runs.empty:
+        return f"{task} on {source}, not run yet"
     names = {"width": "width{s}", "data_fraction": "data fraction{s}", "seed": "seed{s}"}
     names |= {axis: f"value{{s}} of {axis}" for axis in extra_axes(runs)}
     counts = ((runs[name].nunique(dropna=False), words) for name, words in names.items())
@@ -107,7 +109,7 @@ def curves(good: pd.DataFrame, unit: Unit) -> str:
     if good.empty:
         return "No run finished; the curves show how far each came"
     losses, spread = good["val_loss"], float(good[C].max() / good[C].min())
-    over = f" over a factor of {spread:.3g} in compute" if spread > 1.05 else ""
+    over = f" over a factor of {count(spread)} in compute" if spread > 1.05 else ""
     if len(good) == 1:
         return f"The final loss is {losses.iloc[0]:.3g} {unit.loss}"
     return f"Final losses run from {losses.max():.3g} to {losses.min():.3g} {unit.loss}{over}"
@@ -140,7 +142,7 @@ def budgets(laws: Sequence[Law]) -> tuple[int, int]:
     """How many compute budgets have their best size between two others, and how many were looked at."""
     found = next((law.diagnostics for law in laws if law.form == "n_opt"), {})
     bracketed = len(found.get("points", {}).get("c", ()))
-    return bracketed, bracketed + sum(map(len, found.get("not_bracketed", {}).values()))
+    return bracketed, bracketed + sum(len(missed["c"]) for missed in found.get("not_bracketed", {}).values())
 
 
 def isoflop(laws: Sequence[Law]) -> str:
@@ -172,6 +174,20 @@ def drift(rolling: Sequence[Backtest]) -> str:
         return "Too few budgets to watch the coefficients move"
     first, last = (range_of(test.law.params["a"]) for test in (rolling[0], rolling[-1]))
     return f"As larger budgets enter the fit, the exponent a moves from {first} to {last}"
+
+
+def laws(fitted: Sequence[Law]) -> str:
+    """How many of the laws are to be believed as they stand."""
+    if not fitted:
+        return "No law was fitted"
+    clean = sum(law.clean for law in fitted)
+    return f"{clean or 'None'} of {len(fitted)} laws {'is' if clean == 1 else 'are'} without reserve"
+
+
+def conventions(frame: pd.DataFrame) -> str:
+    """`frame` as from `analysis.laws.sensitivity`."""
+    low, high = frame["n_opt_exponent"].min(), frame["n_opt_exponent"].max()
+    return f"By the choice of N and C alone, the exponent of the best size runs from {low:.2f} to {high:.2f}"
 
 
 def spectra(rows: pd.DataFrame) -> str:

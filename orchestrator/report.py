@@ -16,6 +16,7 @@ import pyarrow as pa
 from analysis import tables
 from analysis.laws import Law, sensitivity, verdict
 from analysis.laws.study import usable
+from analysis.plots.study import fraction
 from analysis.spectral.over_time import loss_correlation
 from orchestrator import findings, report_tables
 from orchestrator.findings import Unit
@@ -53,7 +54,11 @@ def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: S
     `made` holds the tables `runs`, `curves`, `spectra` and `spectra_summary` of `analysis.tables`. The page refers to nothing
     outside itself. A figure or law that cannot be had is a line that says why.
     """
-    frames = {name: tables.to_pandas(made[name]) for name in ("runs", "curves", "spectra", "spectra_summary")}
+    kept = {
+        **made,
+        "spectra": made["spectra"].drop_columns(["eigenvalues"]),
+    }  # the bulk of it, and nothing here draws them
+    frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary")}
     page, pictures = build(study, frames, laws, store.read_json("plan.json"))
     store.files.delete(f"{FOLDER}/figures")
     for shown in pictures:
@@ -77,6 +82,7 @@ def build(
     spectral = spectra_pictures(runs, frames["spectra"])
     pictures = [shown for _, made in sections for shown in made] + spectral
     kept = _fitting(pictures)
+    counted = sensitivity(lead.runs, resamples=DRAWS // 2) if len(lead.good) else pd.DataFrame()
     listed, more = report_tables.unfinished(whole)
     context = {
         "study": study,
@@ -169,7 +175,7 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
             ),
             ("code", ", ".join(sorted(set(map(str, runs["code_version"].dropna())))) or "version not recorded"),
         ]
-    return [*out, ("again", f"scalespec run study.yaml   ·   from these results: scalespec analyze {study.name}/")]
+    return [*out, ("again", "scalespec run study.yaml"), ("redraw", f"scalespec analyze {study.name}")]
 
 
 def _values(runs: pd.DataFrame, axis: str) -> str:
@@ -177,7 +183,7 @@ def _values(runs: pd.DataFrame, axis: str) -> str:
     if column not in runs or runs.empty:
         return ""
     values = sorted(runs[column].dropna().unique(), reverse=column == "data_fraction")
-    listed = [report_tables.fraction(v) if column == "data_fraction" else f"{v}" for v in values]
+    listed = [fraction(v) if column == "data_fraction" else f"{v}" for v in values]
     return ", ".join(listed) if len(listed) <= 12 else ", ".join([*listed[:5], "…", *listed[-2:]]) + f" ({len(listed)})"
 
 
@@ -189,15 +195,19 @@ def _cards(part: Part) -> list[tuple[str, str, str, str]]:
     out = []
     for name, symbol, meaning in CARDS:
         p = law.params[name]
-        interval = "no interval" if p.lo is None or p.hi is None else f"{p.lo:.3g} to {p.hi:.3g}"
-        out.append((symbol, f"{p.value:.3g}", interval, meaning))
+        interval = "no interval" if p.lo is None or p.hi is None else f"{p.lo:#.3g} to {p.hi:#.3g}"
+        out.append((symbol, f"{p.value:#.3g}", interval, meaning))
     return out
 
 
 def _verdict(part: Part) -> list[tuple[str, bool, str, str]]:
     """(law, clean, statuses, paragraph) of the laws that answer the study's question."""
     shown = [law for law in part.laws if law.form in NAMES]
-    return [(NAMES[law.form], law.clean, ", ".join(law.to_json()["status"]), verdict(law)) for law in shown]
+    return [(NAMES[law.form], law.clean, _statuses(law), verdict(law)) for law in shown]
+
+
+def _statuses(law: Law) -> str:
+    return ", ".join(law.to_json()["status"]).replace("_", " ")
 
 
 def _left_out(laws: Sequence[Law]) -> list[tuple[str, list[tuple[str, int]]]]:

@@ -20,8 +20,8 @@ from analysis.plots.style import to_svg
 from orchestrator import findings
 from orchestrator.findings import Unit
 
-LARGE = 200_000
-"""Bytes of SVG from which the lines and markers of a figure become pixels; axes and text stay vectors."""
+LARGE = 300_000
+"""Bytes of SVG from which lines and markers of a figure become pixels where that is smaller; axes and text stay vectors."""
 
 RESAMPLES = 200
 """Bootstrap draws for each fit of a backtest: these intervals are looked at, those of the laws are quoted."""
@@ -114,7 +114,7 @@ def spectra_pictures(runs: pd.DataFrame, spectra: pd.DataFrame) -> list[Picture]
     if known.empty:
         return []
     chosen = known.sort_values([C, "run_key"], ascending=[False, True]).iloc[0]
-    rows = spectra[spectra["run_key"] == chosen["run_key"]].drop(columns=["eigenvalues"], errors="ignore")
+    rows = spectra[spectra["run_key"] == chosen["run_key"]]
     last = rows[rows["step"] == rows["step"].max()]
     name = str(chosen["run_key"])
     return [
@@ -140,12 +140,12 @@ def picture(name: str, heading: str, alt: str, draw: Callable[[], Drawn]) -> Pic
 def svg_of(fig: Figure) -> str:
     """The figure as SVG; data that would be many thousand elements are pixels in it."""
     svg = to_svg(fig)
-    if len(svg) > LARGE:
-        for axes in fig.axes:
-            for artist in (*axes.lines, *axes.collections):
-                artist.set_rasterized(True)
-        svg = to_svg(fig)
-    return svg
+    if len(svg) <= LARGE:
+        return svg
+    for axes in fig.axes:
+        for artist in (*axes.lines, *axes.collections):
+            artist.set_rasterized(True)
+    return min(svg, to_svg(fig), key=len)
 
 
 def inline(shown: Picture) -> str:

@@ -18,6 +18,8 @@ from analysis import tables
 from analysis.laws import Law
 from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import count, flop
+from analysis.plots.study import fraction
+from orchestrator.findings import range_of
 from orchestrator.report_figures import Part
 from orchestrator.show import MARKS
 from orchestrator.study import Ladder, Study
@@ -28,7 +30,7 @@ MOST_ROWS = 150
 """With more runs than these the table has one row a grid point."""
 MOST_REASONS = 60
 """Unfinished runs that are listed one by one."""
-PLAIN_BYTES, ZIPPED_BYTES = 250_000, 450_000
+PLAIN_BYTES, ZIPPED_BYTES = 100_000, 300_000
 """A download up to the first is plain CSV; up to the second, after gzip, it is a .csv.gz; beyond, the page names the file."""
 
 
@@ -76,11 +78,6 @@ def missing_runs(study: Study, runs: pd.DataFrame, plan: Mapping[str, Any] | Non
         if run["run_key"] not in known
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=runs.columns)
-
-
-def fraction(value: float) -> str:
-    """0.125 as `1/8`."""
-    return str(Fraction(value).limit_denominator(4096))
 
 
 def matrices(runs: pd.DataFrame) -> list[Matrix]:
@@ -190,8 +187,8 @@ def laws_table(laws: Sequence[Law]) -> str:
         status = ", ".join(law.to_json()["status"])
         group = f"{law.id} — {law.target}, {law.n_used} of {law.n_points} runs; {status}"
         for name, p in law.params.items():
-            interval = "" if p.lo is None or p.hi is None else f"{p.lo:.4g} to {p.hi:.4g}"
-            rows.append({"law": group, "parameter": name, "estimate": f"{p.value:.4g}", "interval": interval})
+            interval = "" if p.lo is None or p.hi is None else f"{p.lo:#.4g} to {p.hi:#.4g}"
+            rows.append({"law": group, "parameter": name, "estimate": f"{p.value:#.4g}", "interval": interval})
         if not law.params:
             rows.append({"law": group, "parameter": "not fitted", "estimate": "", "interval": ""})
     if not rows:
@@ -207,7 +204,7 @@ def exponents(parts: Sequence[Part]) -> str:
     rows = []
     for part in parts:
         law = part.law("chinchilla")
-        values = {name: str(law.params[name]) if law else "" for name in ("alpha", "beta", "E", "a")}
+        values = {name: range_of(law.params[name], 3) if law else "" for name in ("alpha", "beta", "E", "a")}
         status = ", ".join(law.to_json()["status"]) if law else "not fitted"
         rows.append(
             {
@@ -274,7 +271,8 @@ def _html(table: GT, left: Sequence[str] = ()) -> str:
 def conventions() -> list[tuple[str, str, str]]:
     """(symbol, column, meaning) of what the laws are about, from the schema."""
     shown = [("N", N), ("D", D), ("C", C), ("L", "val_loss"), ("±", "val_loss_se"), ("family", "family_key")]
-    return [(symbol, column, tables.RUNS.field(column).metadata[b"description"].decode()) for symbol, column in shown]
+    said = {column: tables.RUNS.field(column).metadata[b"description"].decode() for _, column in shown}
+    return [(symbol, column, said[column].removeprefix(f"{symbol}: ")) for symbol, column in shown]
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ def make_plan(study: Study, points: Grid, keys: Collection[str], machine: Machin
 def _speeds(study: Study, points: Grid, machine: Machine) -> dict[tuple[Any, ...], Speed]:
     if machine.gpus and not cluster.this_machine().gpus:
         # the head of a GPU cluster often has no GPU itself, and its CPU would take hours for one step
-        return cluster.on_a_gpu(_probe_there, to_yaml(study), machine.cpus_per_worker)
+        found: dict[tuple[Any, ...], Speed] = cluster.on_a_gpu(_probe_there, to_yaml(study), machine.cpus_per_worker)
+        return found
     return plan.probe(points, points.runs, threads=machine.cpus_per_worker, seconds=PROBE_S)
 
 

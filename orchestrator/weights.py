@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +32,8 @@ OTHER_SUFFIXES = (".h5", ".hdf5", ".keras", ".onnx", ".npz", ".npy", ".msgpack",
 STEP = re.compile(r"(?:step|epoch|checkpoint|ckpt|iter|iteration)s?[-_=]?0*(\d+)(?!.*(?:step|epoch))", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WRAPPERS = ("module.", "_orig_mod.", "model._orig_mod.", "_fsdp_wrapped_module.")
-"""Prefixes that DDP, torch.compile and FSDP put before a name."""
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+"""What DDP, torch.compile, FSDP and activation checkpointing put into a name."""
 
 NESTED = ("state_dict", "model_state_dict", "model", "module", "weights", "params", "net")
 """Keys under which training scripts keep the weights, in the order in which they are tried."""
@@ -169,10 +170,8 @@ def _file(file: Path) -> Iterator[LayerRef]:
 
 
 def layer_name(tensor: str) -> str:
-    """The tensor's name without the prefixes of wrappers."""
-    for prefix in WRAPPERS:
-        tensor = tensor.removeprefix(prefix)
-    return tensor
+    """The tensor's name without what wrappers put into it."""
+    return WRAPPERS.sub("", tensor)
 
 
 def layer_kind(tensor: str, shape: tuple[int, ...]) -> str | None:
@@ -317,7 +316,9 @@ def _torch_tensors(file: Path) -> dict[str, Any]:
     if file.suffix not in TORCH_SUFFIXES:
         raise WeightsError(_foreign(file))
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except Exception as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise WeightsError(_foreign(file)) from None

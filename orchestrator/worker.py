@@ -30,6 +30,8 @@ log = logging.getLogger("scalespec.worker")
 
 MAX_DEATHS = 2
 STALLED_EXIT = 75
+LAST_WORDS = "last_words.json"
+"""In a run folder: why its worker ended, for the attempt that finds it dead."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def _run(
     deaths = 0
     if group.rank == 0:
         deaths = sum(claim.get("session") == session for claim in folder.claims())
+        if not deaths:
+            folder.files.delete(f"{folder.folder}/{LAST_WORDS}")
         folder.claim(session)
         folder.files.delete(f"{folder.folder}/result.json")
     facts = {"started_at": _first_claim(folder), "code_version": code_version, "session": session}
@@ -171,12 +175,12 @@ def _first_claim(folder: RunFolder) -> float:
 
 def _note(folder: RunFolder, words: str) -> None:
     with contextlib.suppress(OSError):
-        folder.files.write(f"{folder.folder}/last_words.json", json.dumps({"error": words}).encode())
+        folder.files.write(f"{folder.folder}/{LAST_WORDS}", json.dumps({"error": words}).encode())
 
 
 def _last_words(folder: RunFolder) -> str | None:
     try:
-        return str(json.loads(folder.files.read(f"{folder.folder}/last_words.json"))["error"])
+        return str(json.loads(folder.files.read(f"{folder.folder}/{LAST_WORDS}"))["error"])
     except (OSError, ValueError, KeyError):
         return None
 

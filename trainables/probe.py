@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -12,7 +13,7 @@ import torch
 from trainables import evaluation
 from trainables.checkpoints import LocalFiles, RunFolder
 from trainables.group import Group
-from trainables.loop import Prepared, Trainer
+from trainables.loop import DivergedError, Prepared, Trainer
 from trainables.task import RunSpec, ScheduleConfig
 
 
@@ -50,11 +51,11 @@ def _measure(spec: RunSpec, prepared: Prepared, folder: str, seconds: float) -> 
     began = time.perf_counter()
     trainer = Trainer(spec, prepared, RunFolder(LocalFiles(folder), "probe"))
     built = time.perf_counter() - began
-    trainer.advance(min(3, trainer.steps))
+    _advance(trainer, min(3, trainer.steps))
     times: list[float] = []
     while trainer.step < trainer.steps and (len(times) < 8 or sum(times) < seconds):
         began = time.perf_counter()
-        trainer.advance(trainer.step + 1)
+        _advance(trainer, trainer.step + 1)
         times.append(time.perf_counter() - began)
     data = prepared.data
     sample = replace(data, val=tuple(array[: evaluation.EVAL_BATCH] for array in data.val))
@@ -67,3 +68,10 @@ def _measure(spec: RunSpec, prepared: Prepared, folder: str, seconds: float) -> 
     weights = sum(value.numel() * value.element_size() for value in trainer.weights().values())
     state = sum(value.numel() * value.element_size() for value in trainer.state().tensors.values())
     return Speed(statistics.median(times) if times else built, evaluated, committed, built, weights, state)
+
+
+def _advance(trainer: Trainer, until: int) -> None:
+    """Steps that may diverge: they take their time all the same, and divergence is a result of the study, not of its plan."""
+    while trainer.step < until:
+        with contextlib.suppress(DivergedError):
+            trainer.advance(until)

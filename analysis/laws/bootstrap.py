@@ -98,6 +98,8 @@ class Clusters:
 
     def widen(self, estimate: Array, draws: Array, level: float) -> Array:
         """`draws` [B, p] spread about `estimate` [p], so that percentiles at `level` are an interval for few clusters."""
+        if not 0 < level < 1:
+            raise ValueError(f"level: {level} is outside (0, 1); write 0.95 for 95 %")
         less = np.array([len(group) - 1 for group in self.strata])
         tail = (1 + level) / 2
         student = t.ppf(tail, max(less.sum(), 1)) / norm.ppf(tail)

@@ -113,7 +113,7 @@ def fit(
         "gradient": float(tried.gradient[best]),
         "starts": len(tried.objective),
         **_basins(tried, best, params_of),
-        "condition_number": _condition_number(problem, theta),
+        **_sensitivity(problem, theta),
         "residual_sd": float(residuals.std(ddof=min(len(theta), len(loss) - 1))),
         "residual_max": float(np.abs(residuals).max()),
         "mape": float(np.mean(np.abs(np.expm1(-residuals)))),
@@ -178,13 +178,17 @@ def _basins(tried: Solution, best: int, params_of: Callable[[Array], dict[str, A
     return out
 
 
-def _condition_number(problem: Problem, theta: Array) -> float:
-    """Of JᵀJ in the centred coordinates with unit diagonal, at the fit."""
+def _sensitivity(problem: Problem, theta: Array) -> dict[str, Any]:
+    """Condition number of JᵀJ with unit diagonal in the centred coordinates, and the coordinates that change nothing."""
     _, jacobian, _ = problem.model.derivatives(theta[None])
     free = (theta > problem.lower) & (theta < problem.upper)
-    j = jacobian[0][free]
-    norm = np.linalg.norm(j, axis=1, keepdims=True)
-    return float(np.linalg.cond((j / np.maximum(norm, 1e-300)) @ (j / np.maximum(norm, 1e-300)).T))
+    norm = np.linalg.norm(jacobian[0], axis=1)
+    dead = free & (norm <= 1e-9 * norm.max())
+    unit = jacobian[0][free & ~dead] / norm[free & ~dead, None]
+    return {
+        "condition_number": float(np.linalg.cond(unit @ unit.T)) if len(unit) else None,
+        "undetermined": [name for name, no in zip(problem.names, dead, strict=True) if no],
+    }
 
 
 def bounds_hit(problem: Problem, theta: Array) -> list[str]:
@@ -274,6 +278,8 @@ def _status(
         status.add(FitStatus.AT_BOUND)
     if any(values.max() / values.min() < NARROW for values in columns.values()):
         status.add(FitStatus.TOO_NARROW)
+    if diagnostics["undetermined"]:
+        status.add(FitStatus.FLAT_BASIN)
     rival = diagnostics["next_basin"]
     near = rival is not None and rival < 1.01
     for name in problem.exponents:

@@ -85,6 +85,9 @@ def budgets(n: Array, c: Array, count: int = BUDGETS) -> Array:
 def trace(n: Array, c: Array, loss: Array, at: Array, weights: Array | None = None) -> Frontier:
     """The frontier at the budgets `at` [G], for the table weighted by each row of `weights` [B, points]."""
     weights = np.ones((1, len(loss))) if weights is None else weights
+    if not len(at):
+        nothing = np.empty((len(weights), 0))
+        return Frontier(at, nothing, nothing, nothing, nothing.astype(str))
     cells = _Cells.of(n, c)
     curves = _smooth(cells, *cells.means(np.log(loss), weights), np.log(at))
     log_n, log_loss, lowest, why = _vertices(np.log(cells.sizes), curves)

@@ -175,12 +175,20 @@ def _law(
     level: float,
     points: int,
 ) -> Law:
+    inside = [p for p in found if p.used]
     table: dict[str, list[Any]] = {
-        "c": [p.c for p in found],
-        "n": [p.n_opt if np.isfinite(p.n_opt) else None for p in found],
-        "loss": [p.loss_opt if np.isfinite(p.loss_opt) else None for p in found],
-        "status": [p.status for p in found],
-        "used": [p.used for p in found],
+        "c": [p.c for p in inside],
+        "n": [p.n_opt for p in inside],
+        "loss": [p.loss_opt for p in inside],
+    }
+    why = [p.status if p.status != "interior" else "unstable" for p in found if not p.used]
+    rest = [p for p in found if not p.used]
+    missed = {
+        reason: {
+            "c": [p.c for p, w in zip(rest, why, strict=True) if w == reason],
+            "n": [float(p.n[p.loss.argmin()]) for p, w in zip(rest, why, strict=True) if w == reason],
+        }
+        for reason in sorted(set(why))
     }
     common: dict[str, Any] = {
         "id": "isoflop",
@@ -197,7 +205,7 @@ def _law(
             resampling="none: fewer than three bracketed budgets",
             n_used=0,
             status=frozenset({FitStatus.TOO_FEW_POINTS}),
-            diagnostics={"points": table},
+            diagnostics={"points": table, "not_bracketed": missed},
             **common,
         )
     log_c = np.log([p.c for p in found])[used]
@@ -218,11 +226,8 @@ def _law(
     wide = float(np.exp(np.ptp(log_c)))
     status = {FitStatus.CONVERGED} | ({FitStatus.TOO_NARROW} if wide < NARROW else set())
     ends = [bootstrap.interval(v, draws[:, g], level) for v, g in zip(y, np.flatnonzero(used), strict=True)]
-    table["n_lo"] = [None] * len(found)
-    table["n_hi"] = [None] * len(found)
-    for g, p in zip(np.flatnonzero(used), ends, strict=True):
-        table["n_lo"][g] = float(np.exp(p.lo)) if p.lo is not None else None
-        table["n_hi"][g] = float(np.exp(p.hi)) if p.hi is not None else None
+    table["n_lo"] = [float(np.exp(p.lo)) if p.lo is not None else None for p in ends]
+    table["n_hi"] = [float(np.exp(p.hi)) if p.hi is not None else None for p in ends]
     residuals = y - estimate[0] - estimate[1] * x
     return Law(
         params=params,
@@ -231,8 +236,7 @@ def _law(
         status=frozenset(status),
         diagnostics={
             "points": table,
-            "budgets_used": int(used.sum()),
-            "budgets_not_bracketed": int((~used).sum()),
+            "not_bracketed": missed,
             "c_range": wide,
             "residual_sd": float(residuals.std(ddof=2)) if len(x) > 2 else 0.0,
         },

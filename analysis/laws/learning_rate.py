@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws import bootstrap
+from analysis.laws.fitting import NARROW
 from analysis.laws.law import Array, FitStatus, Law, positive
 
 LEAST_RATES = 5
 """Learning rates without which a batch has no optimum, and points of the parabola through it."""
-LEAST_BATCHES = 4
-"""Batches with an optimum without which a cell has no slope."""
+_LEAST_BATCHES = 3
 _LEAST_CELLS = 6
 
 
@@ -42,11 +42,16 @@ class Cell:
         """Index of the loss-optimal batch."""
         return int(np.argmin(self.loss))
 
+    @property
+    def bracketed(self) -> bool:
+        """Whether the loss-optimal batch has batches on both sides: at the end of the grid it is a limit, not an optimum."""
+        return 0 < self.best < len(self.batch) - 1
+
     def slope(self, which: str) -> float:
         """Slope of ln lr* on ln B for the batches `all`, `below` (B ≤ B*) or `above` (B ≥ B*); NaN with fewer than three."""
         best = self.batch[self.best]
         mine = {"all": self.batch > 0, "below": self.batch <= best, "above": self.batch >= best}[which]
-        if mine.sum() < 3:
+        if mine.sum() < _LEAST_BATCHES:
             return float("nan")
         return float(np.polyfit(np.log(self.batch[mine]), np.log(self.rate[mine]), 1)[0])
 
@@ -75,7 +80,7 @@ def best_rate(lr: Array, loss: Array) -> tuple[float, float, str]:
 def cells(
     runs: pd.DataFrame, *, n: str, d: str, batch: str, lr: str, loss: str, ceiling: float | None = None
 ) -> list[Cell]:
-    """The optima of every (N, D) with at least four bracketed batches; the arguments name columns of `runs`.
+    """The optima of every (N, D) with at least one bracketed rate; the arguments name columns of `runs`.
 
     Runs at or above the loss `ceiling` are diverged and left out; repeats of a cell are averaged first. Raises ValueError on
     values that are not positive numbers.
@@ -93,7 +98,7 @@ def cells(
             edge += status in ("smallest", "largest")
             if status == "interior":
                 found.append((rows["b"].iloc[0], rate, low))
-        if len(found) >= LEAST_BATCHES:
+        if found:
             b, r, low_loss = np.array(found).T
             out.append(Cell(float(group["n"].iloc[0]), float(group["d"].iloc[0]), b, r, low_loss, edge))
     return out
@@ -111,6 +116,7 @@ def slopes(found: list[Cell]) -> pd.DataFrame:
             **{f"slope_{which}": cell.slope(which) for which in ("all", "below", "above")},
             "batches": len(cell.batch),
             "edge": cell.edge,
+            "batch_bracketed": cell.bracketed,
         }
         for cell in found
     ]
@@ -122,17 +128,16 @@ def fit_learning_rate(
 ) -> tuple[Law, Law]:
     """lr* = k·N^p·D^q·(min(B, B*)/B*)^s·(max(B, B*)/B*)^t and B* = k·N^p·D^q, by least squares in logarithms.
 
-    Parameters k, n, d, and for the rate below (s) and above (t). B* of a cell is its own loss-optimal batch. Draws resample
-    cells (N, D): the batches of a cell share its runs' recipe and data.
+    Parameters k, n, d, and for the rate below (s) and above (t); one that nothing in the table varies is absent. B* of a cell is
+    its own loss-optimal batch, and enters the law of B* only where it is bracketed. Draws resample cells (N, D): the
+    batches of a cell share its runs' recipe and data.
     """
-    rng = np.random.default_rng(seed)
-    count = len(found)
-    draws = rng.integers(count, size=(resamples, count)) if count >= _LEAST_CELLS else None
     rate_rows = [_rate_rows(cell) for cell in found]
-    batch_rows = [(np.array([[1, np.log(c.n), np.log(c.d)]]), np.log([c.batch[c.best]])) for c in found]
+    batch_rows = [(np.array([[1, np.log(c.n), np.log(c.d)]]), np.log([c.batch[c.best]])) for c in found if c.bracketed]
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     return (
-        _log_linear("lr_opt", ("k", "n", "d", "below", "above"), rate_rows, draws, level),
-        _log_linear("batch_opt", ("k", "n", "d"), batch_rows, draws, level),
+        _log_linear("lr_opt", ("k", "n", "d", "below", "above"), rate_rows, **options),
+        _log_linear("batch_opt", ("k", "n", "d"), batch_rows, **options),
     )
 
 
@@ -144,11 +149,7 @@ def _rate_rows(cell: Cell) -> tuple[Array, Array]:
 
 
 def _log_linear(
-    name: str,
-    names: tuple[str, ...],
-    rows: list[tuple[Array, Array]],
-    draws: np.ndarray[Any, np.dtype[np.int64]] | None,
-    level: float,
+    name: str, names: tuple[str, ...], rows: list[tuple[Array, Array]], *, resamples: int, seed: int, level: float
 ) -> Law:
     points = sum(len(y) for _, y in rows)
     common: dict[str, Any] = {
@@ -160,7 +161,7 @@ def _log_linear(
         "n_column": "n",
         "d_column": "d",
     }
-    if draws is None:
+    if len(rows) < _LEAST_CELLS:
         return Law(
             params={},
             resampling=f"none: {len(rows)} cells (N, D) with an optimum, {_LEAST_CELLS} are needed",
@@ -168,27 +169,30 @@ def _log_linear(
             status=frozenset({FitStatus.TOO_FEW_POINTS}),
             **common,
         )
+    whole = np.concatenate([x for x, _ in rows])
+    centre = np.array([whole[:, i].mean() if p in ("n", "d") else 0.0 for i, p in enumerate(names)])
+    varied = np.array([p == "k" or np.ptp(whole[:, i]) > 1e-9 for i, p in enumerate(names)])
 
     def solve(chosen: Any) -> tuple[Array, bool]:
-        x = np.concatenate([rows[i][0] for i in chosen])
+        x = np.concatenate([rows[i][0] for i in chosen]) - centre
         y = np.concatenate([rows[i][1] for i in chosen])
-        centre = x[:, 1:3].mean(axis=0)
-        x = x.copy()
-        x[:, 1:3] -= centre
-        beta, _, rank, _ = np.linalg.lstsq(x, y, rcond=1e-10)
-        beta[0] -= beta[1:3] @ centre
-        return beta, rank == x.shape[1]
+        beta = np.zeros(len(names))
+        beta[varied], _, rank, _ = np.linalg.lstsq(x[:, varied], y, rcond=1e-10)
+        beta[0] -= beta @ centre
+        return beta, bool(rank == varied.sum())
 
     estimate, determined = solve(range(len(rows)))
-    drawn = [solve(chosen) for chosen in draws]
+    drawn = [solve(chosen) for chosen in np.random.default_rng(seed).integers(len(rows), size=(resamples, len(rows)))]
     spread = np.array([beta for beta, full in drawn if full]).reshape(-1, len(names))
     spread = bootstrap.Clusters.alone(len(rows)).widen(estimate, spread, level)
     residuals = np.concatenate([y - x @ estimate for x, y in rows])
-    params = {p: bootstrap.interval(estimate[i], spread[:, i], level) for i, p in enumerate(names) if p != "k"}
+    params = {
+        p: bootstrap.interval(estimate[i], spread[:, i], level) for i, p in enumerate(names) if p != "k" and varied[i]
+    }
     params["k"] = bootstrap.interval(float(np.exp(estimate[0])), np.exp(spread[:, 0]), level)
-    ranges = {p: float(np.exp(np.ptp([x[0, i] for x, _ in rows]))) for i, p in ((1, "n"), (2, "d"))}
+    ranges = {p: float(np.exp(np.ptp(whole[:, names.index(p)]))) for p in ("n", "d")}
     status = {FitStatus.CONVERGED if determined else FitStatus.NOT_CONVERGED}
-    if min(ranges.values()) < 4:
+    if any(reach < NARROW for p, reach in ranges.items() if p in params) or "n" not in params:
         status.add(FitStatus.TOO_NARROW)
     return Law(
         params=params,
@@ -196,7 +200,7 @@ def _log_linear(
         n_used=points,
         status=frozenset(status),
         diagnostics={
-            "residual_sd": float(residuals.std(ddof=len(names))),
+            "residual_sd": float(residuals.std(ddof=min(int(varied.sum()), points - 1))),
             "n_range": ranges["n"],
             "d_range": ranges["d"],
         },

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws import frontier
+from analysis.laws import frontier, learning_rate
 from analysis.laws.law import Exclusion, Law
 from analysis.laws.parametric import fit_chinchilla
 from analysis.laws.power import fit_power
 
 AXES_OF_A_GRID = ("width", "data_fraction", "seed")
+RECIPE = ("batch_size", "lr_base", "optimizer", "schedule", "precision")
+"""Columns of every runs table that make two runs incomparable where they differ."""
 N, D, C = "params_matmul", "samples", "flops_train"
 
 
@@ -27,11 +29,10 @@ def study_laws(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Law]:
-    """The parametric law, the frontier, N_opt(C), L(N) and L(D) of a study.
+    """The parametric law, the frontier, N_opt(C), L(N) and L(D) of a study, and lr* where it tried learning rates.
 
     `runs` has the columns of `analysis.tables.RUNS`; runs that are not done, or have no `target`, are left out with a reason.
-    A study with further axes (dropout, a learning rate) gives one set of laws a combination, its id suffixed
-    `/axis=value`. Only finished runs count: `curves` holds losses in mid-schedule, which no law may read. Raises
+    A study with further axes (dropout, a batch size) gives one set of laws a combination, its id suffixed `/axis=value`. Only finished runs count: `curves` holds losses in mid-schedule, which no law may read. Raises
     ValueError naming a missing column.
     """
     needed = {"run_key", "family_key", "status", N, D, C, target, *AXES_OF_A_GRID}
@@ -43,6 +44,11 @@ def study_laws(
             replace(law, id=law.id + suffix)
             for law in _grid_laws(part, target=target, resamples=resamples, seed=seed, level=level)
         ]
+    if "lr" in runs and runs.groupby([N, D])["lr"].nunique().max() >= learning_rate.LEAST_RATES:
+        good, excluded = usable(runs, target)
+        found = learning_rate.cells(good, n=N, d=D, batch="batch_size", lr="lr", loss=target)
+        for law in learning_rate.fit_learning_rate(found, resamples=resamples, seed=seed, level=level):
+            laws.append(replace(law, n_column=N, d_column=D, excluded=excluded))
     return laws
 
 
@@ -65,12 +71,12 @@ def as_runs(
 
 
 def extra_axes(runs: pd.DataFrame) -> list[str]:
-    """The axes of a study beyond width, fraction and seed: columns after `seed` and before `batch_size` that vary."""
+    """The axes of a study beyond width, fraction and seed that vary: its own columns, and the shared ones of the recipe."""
     columns = list(runs.columns)
-    if "seed" not in columns or "batch_size" not in columns:
-        return []
-    between = columns[columns.index("seed") + 1 : columns.index("batch_size")]
-    return [name for name in between if len(runs[name].unique()) > 1]
+    own: list[str] = []
+    if "seed" in columns and "batch_size" in columns:
+        own = columns[columns.index("seed") + 1 : columns.index("batch_size")]
+    return [name for name in (*own, *RECIPE) if name in columns and len(runs[name].unique()) > 1]
 
 
 def _combinations(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -28,11 +28,13 @@ def _nothing(law: Law) -> str:
     bracketed = len(law.diagnostics["points"]["c"])
     total = bracketed + sum(len(at["c"]) for at in missed.values())
     if not total:
-        return "No frontier: nowhere in compute were three sizes trained, so no best size can be seen. Add sizes or fractions."
-    reasons = {"smallest": "smaller sizes", "largest": "larger sizes", "flat": "seeds, or sizes further apart"}
-    where = "; ".join(f"{len(at['c'])} want {reasons[why]}" for why, at in missed.items())
+        return "No best size can be seen: nowhere in compute were three sizes trained. Add sizes or fractions."
+    reasons = {"smallest": "smaller sizes", "largest": "larger sizes", "too_few": "more sizes"}
+    where = "; ".join(
+        f"{len(at['c'])} want {reasons.get(why, 'seeds, or sizes further apart')}" for why, at in missed.items()
+    )
     return (
-        f"No frontier: of {total} budgets that three sizes share, the best size has neighbours on both sides at {bracketed} only "
+        f"No law of the best size: of {total} budgets, the best size has measured neighbours on both sides at {bracketed} only "
         f"(of the others, {where}). A best size at the edge of the grid is not an optimum."
     )
 
@@ -50,7 +52,7 @@ def _headline(law: Law) -> str:
             f"{_range(say['beta'])} towards a floor E = {_range(say['E'])}; the best model size then grows as C^a with "
             f"a = {_range(say['a'])} where C = 6ND ({sure})."
         )
-    if law.form == "n_opt":
+    if law.form in ("n_opt", "isoflop"):
         return (
             f"The best model size grows as C^a with a = {_range(say['a'])} over the bracketed budgets of {points} "
             f"({sure})."
@@ -104,7 +106,10 @@ def _troubles(law: Law) -> list[str]:
             out.append(f"{named} ended on a bound of the search: the data do not determine it.")
     elif "E" in law.params and (lo := law.params["E"].lo) is not None and lo < 0.05 * law.params["E"].value:
         out.append("The interval of the floor E reaches zero: only its upper end is evidence.")
-    if FitStatus.FLAT_BASIN in law.status:
+    if dead := d.get("undetermined"):
+        named = ", ".join(_SYMBOL.get(name, name) for name in dead)
+        out.append(f"Nothing in the table depends on {named}: its value is that of the starting point.")
+    elif FitStatus.FLAT_BASIN in law.status:
         out.append("Very different exponents fit almost equally well, so an exponent from this table means little.")
     if FitStatus.TOO_NARROW in law.status:
         narrow = [name[0].upper() for name in ("n_range", "d_range", "c_range") if d.get(name, 99) < 4]

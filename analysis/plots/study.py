@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ class Look:
 
     def marker(self, fraction: float) -> str:
         return MARKERS[self.fractions.index(float(fraction)) % len(MARKERS)]
+
+
+def fraction(value: float) -> str:
+    """0.125 as `1/8`."""
+    return str(Fraction(value).limit_denominator(4096))
 
 
 def thin(frame: pd.DataFrame, most: int, by: str = C) -> pd.DataFrame:
@@ -200,7 +206,9 @@ def _within(value: float, column: pd.Series) -> bool:
 
 def _key(axes: Axes, look: Look, runs: pd.DataFrame) -> None:
     handles: list[Any] = [
-        axes.plot([], [], look.marker(f), color=GREY, ms=4, label=f"{f:.4g} of the data")[0]
+        axes.plot(
+            [], [], look.marker(f), color=GREY, ms=4, label="all data" if f == 1 else f"{fraction(f)} of the data"
+        )[0]
         for f in look.fractions[-6:]
     ]
     if (runs["status"] != "done").any():

@@ -41,7 +41,9 @@ RC = {
 
 
 @contextmanager
-def figure(width: float = FULL, height: float = 2.8, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+def figure(
+    width: float = FULL, height: float = 2.8, columns: int = 1, rows: int = 1
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure and its axes, row by row, under the shared style."""
     with mpl.rc_context(RC):
         fig = Figure(figsize=(width, height), layout="constrained")

@@ -95,9 +95,9 @@ class Spectrum:
 def layer(weight: Array, kind: str, profile: str, position: int | None = None) -> Layer:
     """The matrices of a weight tensor: dense and embedding a × b; conv1d a × b or out × in × k; conv2d out × in × kh × kw.
 
-    Quirks of `ww-0.7.7` that are kept: the channel order of a convolution is guessed; N and M of a convolution change places
-    when out < in and the kernel has an even number of positions; a 3-D tensor is one "matrix" with N and M its largest and
-    smallest dimension, of whose singular values only the top M are kept.
+    Quirks of `ww-0.7.7` that are kept: N and M of a convolution with out < in have changed places when the kernel has an even
+    number of positions or is larger than the channels; a 3-D tensor is one "matrix" with N and M its largest and smallest
+    dimension, of whose singular values only the top M are kept.
     position: only that kernel position of a 2-D convolution, at count/2 times its eigenvalues: WeightWatcher's pool=False.
     Raises SpectrumError where there is no matrix.
     """
@@ -128,19 +128,11 @@ def _sides(a: int, b: int) -> tuple[int, int]:
 
 
 def _ww_conv(weight: Array) -> Layer:
-    a, b, c, d = weight.shape
-    if a + b >= c + d:
-        stack, N, M, turned = weight.transpose(2, 3, 0, 1).reshape(c * d, a, b), a, b, a < b
-    else:
-        stack, N, M, turned = weight.reshape(a * b, c, d), d, c, d < c
-    if turned and len(stack) % 2:
-        N, M = M, N
-    return Layer(stack, N, M, WW_CONV_FACTOR)
-
-
-def kernel_positions(weight: Array) -> int:
-    """Into how many matrices WeightWatcher cuts a 2-D convolution."""
-    return len(_ww_conv(weight).stack)
+    a, b, kh, kw = weight.shape
+    # each slice that is turned upright swaps N and M once more; where the kernel is larger than the channels none is counted
+    swapped = a < b and a + b >= kh + kw and kh * kw % 2 == 1
+    N, M = (b, a) if swapped else (a, b)
+    return Layer(weight.transpose(2, 3, 0, 1).reshape(kh * kw, a, b), N, M, WW_CONV_FACTOR)
 
 
 def _native_conv(weight: Array) -> Layer:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.spectral.analyze import Row, analyze
-from analysis.spectral.esd import WW, Array, kernel_positions
+from analysis.spectral.esd import WW, Array
 
 FUSED_QKV = re.compile(
     r"(?:^|[._/])(?:c_attn|in_proj|in_proj_weight|qkv|qkv_proj|Wqkv|w_qkv|attn_qkv|to_qkv)(?:\.weight|\.kernel)?$"
@@ -62,9 +62,7 @@ def layer_rows(
     Other options are those of `analyze`.
     """
     if profile == WW:
-        positions: Iterable[int | None] = (
-            [None] if pool or weight.ndim != 4 or kind != "conv2d" else range(kernel_positions(weight))
-        )
+        positions: Iterable[int | None] = [None] if pool or kind != "conv2d" else range(math.prod(weight.shape[2:]))
         return [
             {"layer": layer if at is None else f"{layer}:{at}"}
             | analyze(weight, kind=kind, profile=profile, position=at, **options)
@@ -129,9 +127,9 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     counts. `ww_*` and `mean_*` are WeightWatcher's plain means over every layer that it would report.
     """
     rows = [{name: value for name, value in row.items() if not _missing(value)} for row in _once(rows)]
-    used = [row for row in rows if row.get("status") == "ok" and row.get("trusted", True)]
+    used = [row for row in rows if _enters(row)]
     fitted = [row for row in rows if "num_evals" in row and row.get("status") in ("ok", "failed_fit")]
-    reasons = Counter(reason for row in rows if row not in used for reason in _reasons(row))
+    reasons = Counter(reason for row in rows if not _enters(row) for reason in _reasons(row))
     out: dict[str, Any] = {"profile": rows[0]["profile"] if rows else None, "n_used": len(used), "n_total": len(rows)}
     for name in ("alpha", "alpha_ks2"):
         values = _values(used, name)
@@ -159,6 +157,10 @@ def _once(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         if key is None or key not in seen:
             yield row
         seen.add(key)
+
+
+def _enters(row: Mapping[str, Any]) -> bool:
+    return row.get("status") == "ok" and bool(row.get("trusted", True))
 
 
 def _reasons(row: Mapping[str, Any]) -> list[str]:

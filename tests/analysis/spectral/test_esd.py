@@ -100,7 +100,8 @@ def test_shuffling_keeps_the_elements_and_is_decided_by_the_seed():
     for dtype in (np.float32, np.float64):
         weight = np.random.default_rng(6).standard_normal((50, 30)).astype(dtype)
         one, same, other = (
-            shuffled(layer(weight, "dense", WW), np.random.Generator(np.random.SFC64(seed))).stack[0] for seed in (1, 1, 2)
+            shuffled(layer(weight, "dense", WW), np.random.Generator(np.random.SFC64(seed))).stack[0]
+            for seed in (1, 1, 2)
         )
         np.testing.assert_array_equal(np.sort(one.ravel()), np.sort(weight.ravel()))
         np.testing.assert_array_equal(one, same)
@@ -120,10 +121,14 @@ def test_shuffling_moves_every_element_to_every_place_equally_often():
 
 def test_pooled_is_the_spectrum_without_ranks():
     weight = conv(20, 12)
-    np.testing.assert_allclose(pooled(layer(weight, "conv2d", WW)), spectrum(layer(weight, "conv2d", WW)).values, rtol=1e-12)
+    np.testing.assert_allclose(
+        pooled(layer(weight, "conv2d", WW)), spectrum(layer(weight, "conv2d", WW)).values, rtol=1e-12
+    )
 
 
-@pytest.mark.parametrize(("shape", "kind"), [((5,), "dense"), ((2, 3, 4), "dense"), ((4, 4, 3), "conv2d"), ((0, 4), "dense")])
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((5,), "dense"), ((2, 3, 4), "dense"), ((4, 4, 3), "conv2d"), ((0, 4), "dense")]
+)
 def test_a_tensor_without_matrices_is_refused(shape, kind):
     with pytest.raises(SpectrumError):
         layer(np.ones(shape), kind, NATIVE)
@@ -131,7 +136,9 @@ def test_a_tensor_without_matrices_is_refused(shape, kind):
 
 def test_overflowing_float32_squares_are_taken_in_float64():
     weight = np.full((20, 10), 1e25, dtype=np.float32) * np.random.default_rng(7).random((20, 10)).astype(np.float32)
-    np.testing.assert_allclose(esd.eigenvalues(weight, precision="float32")[-1], squared_singular(weight)[-1], rtol=1e-6)
+    np.testing.assert_allclose(
+        esd.eigenvalues(weight, precision="float32")[-1], squared_singular(weight)[-1], rtol=1e-6
+    )
 
 
 def test_gpu_eigenvalues_match_the_cpu():

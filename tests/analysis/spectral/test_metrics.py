@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from analysis.spectral.esd import WW, layer, spectrum
-from analysis.spectral.metrics import entropy, fit_columns, log_alpha_norm, matrix_rank, scale_metrics, tail_size, warning
+from analysis.spectral.metrics import (
+    entropy,
+    fit_columns,
+    log_alpha_norm,
+    matrix_rank,
+    scale_metrics,
+    tail_size,
+    warning,
+)
 
 
 def test_scale_metrics_from_the_matrix_itself():

@@ -43,7 +43,9 @@ def test_gaussian_matrices_are_not_trusted(shape, profile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(64, 64), (384, 384), (768, 768), (1024, 768), (2304, 768), (3072, 768), (8192, 256)])
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (384, 384), (768, 768), (1024, 768), (2304, 768), (3072, 768), (8192, 256)]
+)
 def test_at_most_one_in_twenty_gaussian_matrices_is_trusted(shape):
     rng = np.random.default_rng(101)
     assert share((rng.standard_normal(shape).astype(np.float32) * 0.02 for _ in range(20)), "ww-0.7.7") <= 0.05
@@ -154,7 +156,9 @@ def test_truncated_lognormal_is_the_maximum_likelihood_one():
         y = np.log(tail)
         return -np.sum(stats.norm.logpdf(y, mu, sigma) - stats.norm.logsf(np.log(tail[0]), mu, sigma) - y)
 
-    best = optimize.minimize(loss, [0, 0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-9, "maxiter": 4000})
+    best = optimize.minimize(
+        loss, [0, 0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-9, "maxiter": 4000}
+    )
     assert found.sum() == pytest.approx(-best.fun, abs=1e-4)
 
 
