@@ -106,9 +106,9 @@ def build(
         "inline": {shown.name: inline(shown) for shown in kept},
         "runs_table": report_tables.runs_table(runs) if len(runs) else "",
         "laws_table": report_tables.laws_table(laws),
-        "sensitivity": report_tables.sensitivity_table(sensitivity(lead.runs, resamples=DRAWS // 2))
-        if len(good)
-        else "",
+        "laws_heading": findings.laws(laws),
+        "sensitivity": report_tables.sensitivity_table(counted),
+        "sensitivity_heading": findings.conventions(counted) if len(counted) else "",
         "unfinished": listed,
         "more_unfinished": more,
         "left_out": _left_out(laws),

@@ -87,43 +87,53 @@ def _drive(study: Study, points: Grid, store: StudyStore, session: str, found: M
     target = tracking.target_of(store, study.tracking.uri)
     if target is None:
         say(
-            "tracking: the study folder is not on a local disk, so MLflow is not written live; `scalespec sync` does it later"
+            "tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later"
         )
-    tracker = None if target is None else tracking.Tracker(store, target, study.name)
-    recorder = tracking.Recorder(tracker, points.runs)
+    recorder = tracking.Recorder(None if target is None else tracking.Tracker(store, target, study.name), points.runs)
     recorder.start()
-    problems: list[str] = []
-    stage = _stage(study, points, store)
+    stage = Stage(study, points.runs, store)
     if todo:
-        machine = with_room_for_spectra(study, found)
-        left = {spec.run_key for spec in todo}
-        planned, points = make_plan(study, points, left, machine)
-        todo = [spec for spec in points.runs if spec.run_key in left]
-        store.write_json("plan.json", planned.to_json())
-        for spec in todo:
-            store.write_spec(spec)
-        _announce(planned, len(points.runs) - len(todo))
-        follower = (
-            spectra.Follower(stage.find, stage.compute, found.cpus) if study.spectra.every == "checkpoint" else None
-        )
-        if follower is not None:
-            follower.start()
-        with Follow({run.run_key: run.seconds for run in planned.runs}, planned.lanes, lambda: _states(store, todo)):
-            settings = sweep.Sweep(store.root, session, machine.cpus_per_worker, found.gpus > 0, code_version())
-            errors = sweep.train_packs(planned.packs, all_jobs(points, todo), settings, machine)
-        if follower is not None:
-            follower.stop()
-        problems += [f"pack {index}: {text}" for index, text in errors.items()]
-        store.files.delete(".ray")
+        problems = _train(study, points, {spec.run_key for spec in todo}, stage, session, found)
     else:
         say(f"all {len(points.runs)} runs are finished; nothing to train")
-    if study.spectra.every != "never":
-        refs = stage.find()
-        if refs:
-            say(f"spectra: {len(refs)} matrices")
-            stage.compute(refs, found.cpus)
+        problems = []
+    refs = stage.find()
+    if refs:
+        say(f"spectra: {len(refs)} matrices")
+        stage.compute(refs, found.cpus)
     recorder.stop()
     return conclude(study, points.runs, store, recorder, problems)
+
+
+def _train(study: Study, points: Grid, keys: Collection[str], stage: Stage, session: str, found: Machine) -> list[str]:
+    """Plans and trains the runs named, with the spectral stage beside them. Returns what went wrong with packs."""
+    store, machine = stage.store, with_room_for_spectra(study, found)
+    planned, points = make_plan(study, points, keys, machine)
+    store.write_json("plan.json", planned.to_json())
+    todo = [spec for spec in points.runs if spec.run_key in keys]
+    for spec in todo:
+        store.write_spec(spec)
+    again = f", {len(points.runs) - len(todo)} finished before" if len(todo) < len(points.runs) else ""
+    say(
+        f"{planned.study}: {len(todo)} runs{again}, {len(planned.packs)} packs on {planned.lanes} lanes,"
+        f" about {duration(planned.seconds)}"
+    )
+    settings = sweep.Sweep(store.root, session, machine.cpus_per_worker, found.gpus > 0, code_version())
+    with (
+        spectra.following(stage.follow, stage.compute, lambda: _cpus_for_spectra(planned, store, found)),
+        Follow({run.run_key: run.seconds for run in planned.runs}, planned.lanes, lambda: _states(store, todo)),
+    ):
+        errors = sweep.train_packs(planned.packs, all_jobs(points, todo), settings, machine)
+    store.files.delete(".ray")
+    return [f"pack {index}: {text}" for index, text in errors.items()]
+
+
+def _cpus_for_spectra(planned: Plan, store: StudyStore, found: Machine) -> int:
+    """CPUs that the spectral stage may take while training goes on: one of four or more, else those of lanes run dry."""
+    if found.cpus >= 4:
+        return 1
+    left = sum(any(store.run(key).result() is None for key in pack.run_keys) for pack in planned.packs)
+    return max(0, planned.lanes - left)
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,21 @@ class Stage:
     store: StudyStore
 
     def find(self) -> list[spectra.Reference]:
+        """What is still to be computed of the checkpoints committed so far."""
+        if self.study.spectra.every == "never":
+            return []
         done = spectra.done_keys(self.store, self.study.spectra.profile)
         return spectra.references(
             self.store, collect.checkpoints_table(self.store, self.specs), self.study.spectra.every, done
         )
 
+    def follow(self) -> list[spectra.Reference]:
+        """The same while training goes on, when no run's last checkpoint is known."""
+        return self.find() if self.study.spectra.every == "checkpoint" else []
+
     def compute(self, refs: list[spectra.Reference], cpus: int) -> int:
         request = spectra.Request(self.store.root, self.study.spectra.profile, self.study.spectra.vectors)
         return spectra.run_stage(self.store, refs, request, cpus)
-
-
-def _stage(study: Study, points: Grid, store: StudyStore) -> Stage:
-    return Stage(study, points.runs, store)
 
 
 def with_room_for_spectra(study: Study, found: Machine) -> Machine:
@@ -198,14 +211,6 @@ def _states(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, str]:
         key: result["status"] + (f" ({result['error']})" if result.get("error") else "")
         for key, result in results.items()
     }
-
-
-def _announce(planned: Plan, finished: int) -> None:
-    again = f", {finished} finished before" if finished else ""
-    say(
-        f"{planned.study}: {len(planned.runs)} runs{again}, {len(planned.packs)} packs on {planned.lanes} lanes,"
-        f" about {duration(planned.seconds)}"
-    )
 
 
 def conclude(

@@ -7,12 +7,13 @@ are keyed, so a second pass computes only what is missing; what cannot be read i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,8 +24,13 @@ from orchestrator import weights
 from orchestrator.store import StudyStore, parquet_bytes
 from trainables.checkpoints import read_committed
 
+log = logging.getLogger("scalespec.spectra")
+
 BLOCKS_PER_CPU = 8
 """Enough blocks to balance, few enough that their overhead is small."""
+
+FOLLOW_S = 5.0
+"""Seconds between two looks for new checkpoints while training goes on."""
 
 PROCESS_BYTES = 400 << 20
 """What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
@@ -277,39 +283,27 @@ def summary_table(spectra: pa.Table) -> pa.Table:
     return tables.from_rows(rows, tables.SPECTRA_SUMMARY)
 
 
-class Follower:
-    """Runs the stage on checkpoints as they are committed, while training goes on, on CPUs that training leaves free."""
+@contextlib.contextmanager
+def following(
+    find: Callable[[], list[Reference]], compute: Callable[[list[Reference], int], int], free_cpus: Callable[[], int]
+) -> Iterator[None]:
+    """Runs the stage beside a `with`, on checkpoints as they are committed, on as many CPUs as `free_cpus` says at the time."""
+    stop = threading.Event()
 
-    def __init__(
-        self, find: Callable[[], list[Reference]], compute: Callable[[list[Reference], int], int], cpus: int
-    ) -> None:
-        self.find, self.compute, self.cpus = find, compute, cpus
-        self.problem = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="spectra", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(5.0):
+    def follow() -> None:
+        while not stop.wait(FOLLOW_S):
             try:
-                free = self.free_cpus()
-                refs = self.find() if free else []
+                free = free_cpus()
+                refs = find() if free else []
                 if refs:
-                    self.compute(refs, free)
-            except Exception as error:  # the pass after training finds what this one left
-                self.problem = f"{type(error).__name__}: {error}"
+                    compute(refs, free)
+            except Exception:  # nothing is lost: the pass after training finds what this one left
+                log.exception("spectra while training")
 
-    def free_cpus(self) -> int:
-        """One of four or more CPUs is the stage's own; of fewer it takes those of lanes that have run dry."""
-        if self.cpus >= 4:
-            return 1
-        import ray
-
-        return int(ray.available_resources().get("CPU", 0))
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    thread = threading.Thread(target=follow, name="spectra", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

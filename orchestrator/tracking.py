@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import getpass
 import logging
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +48,8 @@ NETWORK_DISKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse
 SUMMARY_METRICS = tuple(
     name for name in tables.SPECTRA_SUMMARY.names if name not in ("run_key", "step", "profile", "reasons")
 )
-PARENT, STUDY_TAG, KEY_TAG, STATUS_TAG = "mlflow.parentRunId", "scalespec.study", "run_key", "scalespec.status"
+PARENT, STUDY_TAG, KEY_TAG = "mlflow.parentRunId", "scalespec.study", "run_key"
+STATUS_TAG, ERROR_TAG = "scalespec.status", "scalespec.error"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def target_of(store: StudyStore, uri: str | None) -> Target | None:
     path = store.local_path
     if path is None or not is_local_disk(path):
         return None
-    return Target(f"sqlite:///{path}/mlflow.db", Path(path, "mlartifacts").as_uri())
+    quoted = path.replace("%", "%25").replace("?", "%3F")  # what SQLAlchemy would take for an escape or a query
+    return Target(f"sqlite:///{quoted}/mlflow.db", Path(path, "mlartifacts").as_uri())
 
 
 def is_local_disk(path: str) -> bool:
@@ -88,6 +92,7 @@ class Tracker:
     parent_id: str = ""
     run_ids: dict[str, str] = field(default_factory=dict)
     _sent: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+    _described: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
 
     def open(self) -> None:
@@ -148,37 +153,46 @@ class Tracker:
             status = "FAILED" if result["status"] == "failed" else "FINISHED"
             self.client.set_tag(run_id, STATUS_TAG, result["status"])
             if result.get("error"):
-                self.client.set_tag(run_id, "scalespec.error", str(result["error"])[:5000])
+                self.client.set_tag(run_id, ERROR_TAG, str(result["error"])[:5000])
+            elif ERROR_TAG in self.client.get_run(run_id).data.tags:
+                self.client.delete_tag(run_id, ERROR_TAG)  # it failed in an earlier session
             end = int((result["started_at"] + result["duration_s"]) * 1000)
             self.client.set_terminated(run_id, status, end_time=end)
             self._ended.add(spec.run_key)
 
     def _child(self, spec: RunSpec, claims: Sequence[Mapping[str, Any]]) -> str:
-        if spec.run_key in self.run_ids:
-            return self.run_ids[spec.run_key]
+        if spec.run_key not in self.run_ids:
+            started = int(claims[0]["time"] * 1000) if claims else int(time.time() * 1000)
+            tags = {PARENT: self.parent_id, KEY_TAG: spec.run_key, "family_key": spec.family_key, **source_tags()}
+            tags |= {f"axis.{name}": str(value) for name, value in axes_of(spec).items()}
+            run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=spec.run_key)
+            self.run_ids[spec.run_key] = run.info.run_id
+        if spec.run_key not in self._described:
+            self._describe(spec, self.run_ids[spec.run_key])
+            self._described.add(spec.run_key)
+        return self.run_ids[spec.run_key]
+
+    def _describe(self, spec: RunSpec, run_id: str) -> None:
+        """Sends parameters and data where a run has none: an attempt may have ended between making it and describing it."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        started = int(claims[0]["time"] * 1000) if claims else int(time.time() * 1000)
-        tags = {PARENT: self.parent_id, KEY_TAG: spec.run_key, "family_key": spec.family_key, **source_tags()}
-        tags |= {f"axis.{name}": str(value) for name, value in axes_of(spec).items()}
-        run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=spec.run_key)
-        run_id: str = run.info.run_id
-        self.run_ids[spec.run_key] = run_id
-        params = [Param(key, str(value)) for key, value in params_of(spec).items()]
-        self.client.log_batch(run_id, params=params)
-        source = spec.data.path or spec.data.source
-        data = Dataset(name=spec.data.source, digest=spec.data_identity[:36], source_type="local", source=source)
-        self.client.log_inputs(
-            run_id, [DatasetInput(data, [InputTag("mlflow.data.context", f"train {spec.data_fraction}")])]
-        )
-        return run_id
+        run = self.client.get_run(run_id)
+        if not run.data.params:
+            self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params_of(spec).items()])
+        if not run.inputs.dataset_inputs:
+            source = spec.data.path or spec.data.source
+            data = Dataset(name=spec.data.source, digest=spec.data_identity[:36], source_type="local", source=source)
+            context = InputTag("mlflow.data.context", f"train {spec.data_fraction}")
+            self.client.log_inputs(run_id, [DatasetInput(data, [context])])
 
     def _send(self, run_key: str, rows: Sequence[tuple[str, int, float, int]]) -> None:
         from mlflow.entities import Metric
 
         run_id, sent = self.run_ids[run_key], self._known(run_key)
         new = {
-            (name, step): Metric(name, value, at, step) for name, step, value, at in rows if (name, step) not in sent
+            (name, step): Metric(name, value, at, step)
+            for name, step, value, at in rows
+            if (name, step) not in sent and math.isfinite(value)  # MLflow stores NaN as 0 and infinity as 1.8e308
         }
         for batch in _batches(list(new.items())):
             self.client.log_batch(run_id, metrics=[metric for _, metric in batch])
@@ -201,7 +215,7 @@ class Tracker:
         by_run: dict[str, list[tuple[str, int, float, int]]] = {}
         for row in summary:
             values = ((name, row.get(name)) for name in SUMMARY_METRICS)
-            points = [(f"spectra/{name}", row["step"], float(v), now) for name, v in values if v is not None and v == v]
+            points = [(f"spectra/{name}", row["step"], float(v), now) for name, v in values if v is not None]
             by_run.setdefault(row["run_key"], []).extend(points)
         for run_key, points in by_run.items():
             if run_key in self.run_ids:
@@ -213,12 +227,18 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        found = [
-            (f"law/{law['id']}/{name}", float(param["value"]))
+        found = {
+            metric_name(f"law/{law['id']}/{name}"): float(param["value"])
             for law in laws
             for name, param in law.get("params", {}).items()
-        ]
-        self.client.log_batch(self.parent_id, metrics=[Metric(name, value, now, 0) for name, value in found][:BATCH])
+            if param["value"] is not None and math.isfinite(param["value"])
+        }
+        shown = self.client.get_run(self.parent_id).data.metrics
+        # a law that a grown grid has changed is a point of its own, one step after the one before
+        steps = {name: len(self.client.get_metric_history(self.parent_id, name)) for name in found if name in shown}
+        new = [Metric(n, value, now, steps.get(n, 0)) for n, value in found.items() if shown.get(n) != value]
+        for batch in _batches(new):
+            self.client.log_batch(self.parent_id, metrics=batch)
         path = self.store.local_path
         if path is not None:
             for name in ("study.yaml", "plan.json", "laws.json"):
@@ -245,6 +265,11 @@ def _all_children(client: Any, experiment_id: str, parent_id: str) -> Iterator[A
 def _batches(items: list[Any]) -> Iterator[list[Any]]:
     for first in range(0, len(items), BATCH):
         yield items[first : first + BATCH]
+
+
+def metric_name(text: str) -> str:
+    """`text` with the characters that MLflow refuses in the name of a metric replaced."""
+    return re.sub(r"[^/\w.\- :]", "_", text.replace("=", ":").replace(",", " "))
 
 
 def committed_parts(folder: RunFolder, *, finished: bool) -> list[str]:
@@ -308,10 +333,17 @@ class Recorder:
             self._thread.start()
 
     def _follow(self) -> None:
+        # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
+        while not self._stop.wait(POLL_S) and not any(self._begun(spec) for spec in self.specs):
+            pass
         while True:
             wait = POLL_S if self._try(lambda tracker: tracker.record(self.specs)) else RETRY_S
             if self._stop.wait(wait):
                 return
+
+    def _begun(self, spec: RunSpec) -> bool:
+        assert self.tracker is not None
+        return bool(self.tracker.store.files.names(f"runs/{spec.run_key}/claims"))
 
     def _try(self, action: Any) -> bool:
         assert self.tracker is not None

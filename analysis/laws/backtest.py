@@ -129,9 +129,10 @@ def _prediction_interval(law: Law, test: Table, rng: np.random.Generator) -> tup
         nothing = np.full(len(test.n), np.nan)
         return nothing, nothing
     column = {name: draw[:, None] for name, draw in evidence.draws.items()}
-    mean = np.log(chinchilla_loss(column, test.n, test.d))
+    spread = np.log(chinchilla_loss(column, test.n, test.d))
+    middle = np.log(chinchilla_loss(values(law), test.n, test.d))
     residuals = evidence.residuals * np.sqrt(law.n_used / max(law.n_used - 5, 1))
-    one_run = mean + rng.choice(residuals, size=mean.shape)
+    one_run = middle + (spread - middle) * evidence.widening + rng.choice(residuals, size=spread.shape)
     lo, hi = np.exp(np.quantile(one_run, [(1 - law.level) / 2, (1 + law.level) / 2], axis=0))
     return lo, hi
 

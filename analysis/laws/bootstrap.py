@@ -2,21 +2,22 @@
 
 Where every model size was trained with several seeds, families are resampled within their size: the sizes are a choice and not
 a sample, and a draw without one of them would be another study. Resampling m families with replacement understates a spread by
-√((m−1)/m), and percentiles ignore that the spread itself is estimated; draws are therefore widened about the estimate by
-√(m/(m−1)) and by the ratio of Student's quantile to the normal one: the expanded percentile interval of Hesterberg 2015
-(https://arxiv.org/abs/1411.5279), in the coordinates of the solver.
+√((m−1)/m), and percentiles ignore that the spread itself is estimated; every quantity is therefore widened about its estimate
+by √(m/(m−1)) and by the ratio of Student's quantile to the normal one: the expanded percentile interval of Hesterberg 2015
+(https://arxiv.org/abs/1411.5279). The parameters of a draw are never widened together: they lie on a bent valley, and a
+prediction from widened parameters would leave it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm, t
 
-from analysis.laws.law import Array, Param
+from analysis.laws.law import Array, Law, Param
 
 MINIMUM_FAMILIES = 6
 """Fewer families than this are not resampled: percentiles over so few clusters cover far less than they promise."""
@@ -96,20 +97,60 @@ class Clusters:
                 break
         return np.concatenate(kept), rejected
 
-    def widen(self, estimate: Array, draws: Array, level: float) -> Array:
-        """`draws` [B, p] spread about `estimate` [p], so that percentiles at `level` are an interval for few clusters."""
+    def widening(self, level: float) -> float:
+        """Factor by which an interval for few clusters is wider than the percentiles of its draws. Raises on a bad level."""
         if not 0 < level < 1:
             raise ValueError(f"level: {level} is outside (0, 1); write 0.95 for 95 %")
         less = np.array([len(group) - 1 for group in self.strata])
         tail = (1 + level) / 2
         student = t.ppf(tail, max(less.sum(), 1)) / norm.ppf(tail)
-        return np.asarray(estimate + (draws - estimate) * student * np.sqrt(1 + np.mean(1 / np.maximum(less, 1))))
+        return float(student * np.sqrt(1 + np.mean(1 / np.maximum(less, 1))))
 
 
-def interval(value: float, draws: Array | None, level: float) -> Param:
-    """Percentile interval of the finite draws; none where there are too few."""
-    finite = draws[np.isfinite(draws)] if draws is not None else np.empty(0)
-    if len(finite) < MINIMUM_DRAWS:
+SCALES = frozenset({"A", "B", "K", "G", "k", "x_c", "n_c", "d_c", "r_d", "r_n"})
+"""Parameters that span decades: their intervals are widened in the logarithm."""
+
+
+def ends(value: Any, draws: Array, level: float, widening: float, *, log: bool) -> tuple[Array, Array]:
+    """Both ends of the widened percentile interval of `value` [...], from the finite ones of `draws` [B, ...].
+
+    `log` widens in the logarithm; otherwise an end below zero is zero where every draw is positive.
+    """
+    finite = np.where(np.isfinite(draws), draws, np.nan)
+    quantiles = [(1 - level) / 2, (1 + level) / 2]
+    if log:
+        lo, hi = np.nanquantile(np.log(finite), quantiles, axis=0)
+        middle = np.log(value)
+        return np.exp(middle + (lo - middle) * widening), np.exp(middle + (hi - middle) * widening)
+    lo, hi = np.nanquantile(finite, quantiles, axis=0)
+    floor = np.where(np.nanmin(finite, axis=0) >= 0, 0.0, -np.inf)
+    return np.maximum(value + (lo - value) * widening, floor), np.asarray(value + (hi - value) * widening)
+
+
+def interval(value: float, draws: Array | None, level: float, widening: float = 1.0, *, log: bool = False) -> Param:
+    """The interval of one number; none where fewer than fifty draws are finite."""
+    if draws is None or np.isfinite(draws).sum() < MINIMUM_DRAWS:
         return Param(float(value))
-    lo, hi = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    lo, hi = ends(value, draws, level, widening, log=log)
     return Param(float(value), float(lo), float(hi))
+
+
+def intervals(
+    estimate: Mapping[str, float], draws: Mapping[str, Array], level: float, widening: float
+) -> dict[str, Param]:
+    """The interval of every parameter."""
+    return {name: interval(v, draws.get(name), level, widening, log=name in SCALES) for name, v in estimate.items()}
+
+
+def of_law(law: Law, quantity: Callable[[Mapping[str, Any]], Any], *, log: bool = True) -> tuple[Array, Array, Array]:
+    """What follows from a law: `quantity` of its parameters [...] and both ends of its interval; NaN without draws.
+
+    `quantity` is called with numbers, and with one column [B, 1] a parameter.
+    """
+    value = np.atleast_1d(np.asarray(quantity({name: p.value for name, p in law.params.items()}), dtype=np.float64))
+    if law.evidence is None or not law.evidence.draws:
+        nothing = np.full(value.shape, np.nan)
+        return value, nothing, nothing
+    spread = quantity({name: draw[:, None] for name, draw in law.evidence.draws.items()})
+    spread = np.broadcast_to(spread, (len(spread), *value.shape))
+    return value, *ends(value, spread, law.level, law.evidence.widening, log=log)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.bootstrap import interval
+from analysis.laws.bootstrap import of_law
 from analysis.laws.law import Law, Param
 from analysis.laws.parametric import cost_exponents, fit_chinchilla
 from analysis.laws.study import usable
@@ -74,9 +74,8 @@ def size_exponent(law: Law, n: Any, d: Any, c: Any) -> Param:
     def of(alpha: Any, beta: Any) -> Any:
         return beta / (s * beta + t * alpha)
 
-    draws = law.evidence.draws if law.evidence else {}
-    spread = of(draws["alpha"], draws["beta"]) if draws else None
-    return interval(of(law["alpha"], law["beta"]), spread, law.level)
+    value, lo, hi = (float(x[0]) for x in of_law(law, lambda p: of(p["alpha"], p["beta"]), log=False))
+    return Param(value) if np.isnan(lo) else Param(value, lo, hi)
 
 
 def _row(law: Law, n_name: str, c_name: str, exponent: Param) -> dict[str, Any]:

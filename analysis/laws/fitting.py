@@ -68,6 +68,12 @@ def fit(
     problem = build(columns, loss) if len(loss) else None
     if problem is None or delta is None or _too_few(problem, columns, loss):
         form = problem.form if problem else "none"
+        if problem:
+            common["diagnostics"] = {
+                "minimum_points": problem.minimum,
+                "distinct": {name: len(np.unique(columns[name])) for name in problem.distinct},
+                "minimum_distinct": dict(problem.distinct),
+            }
         return Law(id=form, form=form, params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common)
 
     log_loss = np.log(loss)
@@ -97,8 +103,7 @@ def fit(
         if len(weights) >= bootstrap.MINIMUM_DRAWS:
             refits = solve(weights, np.tile(theta, (len(weights), 1)))
             unsolved = float(1 - refits.converged.mean())
-            spread = clusters.widen(theta, refits.theta, level)
-            draws = params_of(np.clip(spread, problem.lower, problem.upper))
+            draws = params_of(refits.theta)
     if not draws:
         common["resampling"] = (
             "none asked for" if resamples < bootstrap.MINIMUM_DRAWS else f"{clusters.unit} are too few to resample"
@@ -108,7 +113,8 @@ def fit(
     if influence:
         left_out = _leave_one_out(problem, model, solve, theta, observed, delta, params_of)
         moved = {name: values - estimate[name] for name, values in left_out.items()}
-    params = {name: bootstrap.interval(value, draws.get(name), level) for name, value in estimate.items()}
+    widening = clusters.widening(level)
+    params = bootstrap.intervals(estimate, draws, level, widening)
     diagnostics = {
         "gradient": float(tried.gradient[best]),
         "starts": len(tried.objective),
@@ -137,7 +143,7 @@ def fit(
         status=_status(problem, tried, best, columns, params, diagnostics),
         objective=float(tried.objective[best]),
         diagnostics=diagnostics,
-        evidence=Evidence(draws, residuals, names, moved, {**columns, "loss": loss}),
+        evidence=Evidence(draws, residuals, names, widening, moved, {**columns, "loss": loss}),
         **common,
     )
 

@@ -243,8 +243,7 @@ class _Reading:
             enough = seen.sum(axis=1) >= _LEAST_BUDGETS
             logs = np.log(np.where(seen, self.draws.loss[:, self.used], 1.0))[enough]
             refits = solve(logs, seen[enough].astype(np.float64), np.tile(theta, (int(enough.sum()), 1)))
-            wide = self.clusters.widen(theta, refits.theta, self.level)
-            spread = problem.params(np.clip(wide, problem.lower, problem.upper))
+            spread = problem.params(refits.theta)
         residuals = np.log(loss) - problem.model.log_loss(theta[None])[0]
         hit = bounds_hit(problem, theta)
         return self._law(
@@ -272,7 +271,7 @@ class _Reading:
         spread: dict[str, Array] = {}
         if self.draws is not None:
             lines = _lines(np.log(c) - centre, np.log(self.draws.n[:, self.used]))
-            spread = named(self.clusters.widen(fitted, lines, self.level))
+            spread = named(lines)
         residuals = log_n[0] - fitted[0] - fitted[1] * (np.log(c) - centre)
         estimate = {name: float(v[0]) for name, v in named(fitted[None]).items()}
         return self._law("n_opt", "n_opt", estimate, spread, residuals, {}, set(), True, None)
@@ -289,7 +288,8 @@ class _Reading:
         converged: bool,
         objective: float | None,
     ) -> Law:
-        params = {name: bootstrap.interval(v, spread.get(name), self.level) for name, v in estimate.items()}
+        widening = self.clusters.widening(self.level)
+        params = bootstrap.intervals(estimate, spread, self.level, widening)
         exponent = params.get("gamma", params.get("a", Param(float("nan"))))
         reach = float(self.c.max() / self.c.min())
         status = status | {FitStatus.CONVERGED if converged else FitStatus.NOT_CONVERGED}
@@ -323,6 +323,7 @@ class _Reading:
                 draws=spread,
                 residuals=residuals,
                 keys=tuple(f"{x:.4g}" for x in self.c),
+                widening=widening,
                 columns={"c": self.c, "n": self.read.n[0, self.used], "loss": self.read.loss[0, self.used]},
             ),
         )
@@ -354,10 +355,11 @@ class _Reading:
         out: dict[str, Any] = {name: getattr(read, name)[0, used].tolist() for name in ("n", "loss")}
         out["c"] = self.c.tolist()
         if self.draws is not None:
+            widening = self.clusters.widening(self.level)
             for name in ("n", "loss"):
-                estimate = np.log(getattr(read, name)[0, used])
-                wide = np.exp(self.clusters.widen(estimate, np.log(getattr(self.draws, name)[:, used]), self.level))
-                ends = [bootstrap.interval(float(np.exp(e)), wide[:, i], self.level) for i, e in enumerate(estimate)]
+                value, draws = getattr(read, name)[0, used], getattr(self.draws, name)[:, used]
+                pairs = enumerate(value)
+                ends = [bootstrap.interval(v, draws[:, i], self.level, widening, log=True) for i, v in pairs]
                 out[f"{name}_lo"], out[f"{name}_hi"] = [p.lo for p in ends], [p.hi for p in ends]
         return out
 

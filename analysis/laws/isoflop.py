@@ -216,18 +216,17 @@ def _law(
     weight = 1 / np.maximum(spread, spacing / 3) ** 2
     estimate = _lines(x, y[None], weight)[0]
     lines = _lines(x, draws[:, used], weight)
-    if clusters is not None:
-        lines = clusters.widen(estimate, lines, level)
-    values = {"a": lines[:, 1], "G": np.exp(lines[:, 0] - lines[:, 1] * log_c.mean())}
-    params = {
-        "a": bootstrap.interval(estimate[1], values["a"], level),
-        "G": bootstrap.interval(float(np.exp(estimate[0] - estimate[1] * log_c.mean())), values["G"], level),
-    }
+    centre = log_c.mean()
+    values = {"a": lines[:, 1], "G": np.exp(lines[:, 0] - lines[:, 1] * centre)}
+    widening = clusters.widening(level) if clusters is not None else 1.0
+    estimated = {"a": estimate[1], "G": float(np.exp(estimate[0] - estimate[1] * centre))}
+    params = bootstrap.intervals(estimated, values, level, widening)
     wide = float(np.exp(np.ptp(log_c)))
     status = {FitStatus.CONVERGED} | ({FitStatus.TOO_NARROW} if wide < NARROW else set())
-    ends = [bootstrap.interval(v, draws[:, g], level) for v, g in zip(y, np.flatnonzero(used), strict=True)]
-    table["n_lo"] = [float(np.exp(p.lo)) if p.lo is not None else None for p in ends]
-    table["n_hi"] = [float(np.exp(p.hi)) if p.hi is not None else None for p in ends]
+    places = zip(y, np.flatnonzero(used), strict=True)
+    ends = [bootstrap.interval(np.exp(v), np.exp(draws[:, g]), level, widening, log=True) for v, g in places]
+    table["n_lo"] = [p.lo for p in ends]
+    table["n_hi"] = [p.hi for p in ends]
     residuals = y - estimate[0] - estimate[1] * x
     return Law(
         params=params,
@@ -241,7 +240,7 @@ def _law(
             "residual_sd": float(residuals.std(ddof=2)) if len(x) > 2 else 0.0,
         },
         evidence=Evidence(
-            values, residuals, tuple(f"{p.c:.4g}" for p in found if p.used), columns={"c": np.exp(log_c)}
+            values, residuals, tuple(f"{p.c:.4g}" for p in inside), widening, columns={"c": np.exp(log_c)}
         ),
         **common,
     )

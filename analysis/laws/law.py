@@ -60,11 +60,13 @@ class Evidence:
     """The arrays behind a law. They stay in memory; `laws.json` carries their summary in `diagnostics`."""
 
     draws: Mapping[str, Array]
-    """Parameter name → one value a bootstrap draw, already widened about the estimate."""
+    """Parameter name → one value a bootstrap draw, as refitted."""
     residuals: Array
     """ln(observed) − ln(fitted), one a used point, in the order given."""
     keys: tuple[str, ...]
     """The names of the used points."""
+    widening: float = 1.0
+    """By how much an interval is wider than the percentiles of its draws; `bootstrap.of_law` applies it."""
     influence: Mapping[str, Array] = field(default_factory=dict)
     """Parameter name → change of the estimate when that one point is left out, exactly refitted."""
     columns: Mapping[str, Array] = field(default_factory=dict)

@@ -184,12 +184,14 @@ def _log_linear(
     estimate, determined = solve(range(len(rows)))
     drawn = [solve(chosen) for chosen in np.random.default_rng(seed).integers(len(rows), size=(resamples, len(rows)))]
     spread = np.array([beta for beta, full in drawn if full]).reshape(-1, len(names))
-    spread = bootstrap.Clusters.alone(len(rows)).widen(estimate, spread, level)
+    widening = bootstrap.Clusters.alone(len(rows)).widening(level)
     residuals = np.concatenate([y - x @ estimate for x, y in rows])
     params = {
-        p: bootstrap.interval(estimate[i], spread[:, i], level) for i, p in enumerate(names) if p != "k" and varied[i]
+        p: bootstrap.interval(estimate[i], spread[:, i], level, widening)
+        for i, p in enumerate(names)
+        if p != "k" and varied[i]
     }
-    params["k"] = bootstrap.interval(float(np.exp(estimate[0])), np.exp(spread[:, 0]), level)
+    params["k"] = bootstrap.interval(float(np.exp(estimate[0])), np.exp(spread[:, 0]), level, widening, log=True)
     ranges = {p: float(np.exp(np.ptp(whole[:, names.index(p)]))) for p in ("n", "d")}
     status = {FitStatus.CONVERGED if determined else FitStatus.NOT_CONVERGED}
     if any(reach < NARROW for p, reach in ranges.items() if p in params) or "n" not in params:

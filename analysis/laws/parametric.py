@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.laws import forms
-from analysis.laws.bootstrap import interval
+from analysis.laws.bootstrap import of_law
 from analysis.laws.fitting import fit
 from analysis.laws.law import Array, Law, Param, positive
 
@@ -87,14 +87,8 @@ def values(law: Law) -> dict[str, float]:
 
 def predict(law: Law, n: Any, d: Any) -> list[Param]:
     """The fitted loss at each (n, d) with its interval (of the mean, without the noise of a single run)."""
-    n, d = np.atleast_1d(np.asarray(n, float)), np.atleast_1d(np.asarray(d, float))
-    mean = chinchilla_loss(values(law), n, d)
-    draws = law.evidence.draws if law.evidence else {}
-    if not draws:
-        return [Param(float(x)) for x in mean]
-    column = {name: draw[:, None] for name, draw in draws.items()}
-    band = chinchilla_loss(column, n, d)
-    return [interval(x, band[:, i], law.level) for i, x in enumerate(mean)]
+    value, lo, hi = of_law(law, lambda p: chinchilla_loss(p, np.asarray(n, float), np.asarray(d, float)))
+    return [_param(*three) for three in zip(value, lo, hi, strict=True)]
 
 
 def optimum(law: Law, c: float) -> dict[str, Param]:
@@ -113,6 +107,12 @@ def optimum(law: Law, c: float) -> dict[str, Param]:
         d = g ** (-s / total) * (c / k) ** (p["alpha"] / total)
         return {"n": n, "d": d, "loss": chinchilla_loss(p, n, d)}
 
-    estimate = best(values(law))
-    draws = best(law.evidence.draws) if law.evidence and law.evidence.draws else {}
-    return {name: interval(float(x), draws.get(name), law.level) for name, x in estimate.items()}
+    def one(name: str) -> Param:
+        value, lo, hi = of_law(law, lambda p: best(p)[name])
+        return _param(value[0], lo[0], hi[0])
+
+    return {name: one(name) for name in ("n", "d", "loss")}
+
+
+def _param(value: float, lo: float, hi: float) -> Param:
+    return Param(float(value)) if np.isnan(lo) else Param(float(value), float(lo), float(hi))

@@ -21,10 +21,19 @@ def verdict(law: Law) -> str:
 def _nothing(law: Law) -> str:
     missed = law.diagnostics.get("not_bracketed")
     if missed is None:
-        return (
-            f"No law was fitted: {law.n_points - len(law.excluded)} usable points are too few, or show too few distinct sizes, "
-            f"for the form “{law.form}”. Add sizes or budgets rather than seeds."
+        usable, d = law.n_points - len(law.excluded), law.diagnostics
+        few = [
+            f"{found} distinct values of {name.upper()} where it needs {d['minimum_distinct'][name]}"
+            for name, found in d.get("distinct", {}).items()
+            if found < d["minimum_distinct"][name]
+        ]
+        short = (
+            f"{usable} usable points where it needs {d['minimum_points']}"
+            if usable < d.get("minimum_points", 0)
+            else ""
         )
+        lacks = " and ".join(filter(None, (short, *few))) or f"{usable} usable points"
+        return f"No law was fitted: the form “{law.form}” has {lacks}. Add sizes or budgets rather than seeds."
     bracketed = len(law.diagnostics["points"]["c"])
     total = bracketed + sum(len(at["c"]) for at in missed.values())
     if not total:

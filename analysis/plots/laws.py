@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.laws.backtest import Backtest
+from analysis.laws.bootstrap import of_law
 from analysis.laws.frontier import smoothed_profiles
 from analysis.laws.isoflop import Profile, profiles
 from analysis.laws.law import Law, Param
@@ -334,16 +336,18 @@ def _curve(axes: Axes, law: Law, x: Any, form: Callable[[Any, Any], Any]) -> Non
     beyond = np.geomspace(x.max(), x.max() * _EXTRAPOLATE, 40)
     low, high = axes.get_ylim()
     for at, style in ((inside, "-"), (beyond, "--")):
-        draws = law.evidence.draws if law.evidence else {}
-        if draws:
-            spread = form({name: draw[:, None] for name, draw in draws.items()}, at)
-            band = np.nanquantile(spread, [(1 - law.level) / 2, (1 + law.level) / 2], axis=0)
-            axes.fill_between(at, *band, color="black", alpha=0.12, linewidth=0)
-        axes.plot(at, form(values(law), at), style, color="black", zorder=3)
+        line, lo, hi = of_law(law, partial(_at, form, at))
+        if np.isfinite(lo).all():
+            axes.fill_between(at, lo, hi, color="black", alpha=0.12, linewidth=0)
+        axes.plot(at, line, style, color="black", zorder=3)
     axes.axvspan(x.max(), beyond[-1], color=QUIET, alpha=0.15, linewidth=0)
     axes.set_xlim(right=beyond[-1] if axes.get_xlim()[1] <= beyond[-1] else None)
     if axes.get_yscale() == "linear" and len(axes.collections) < 200:
         axes.set_ylim(min(low, form(values(law), beyond[-1])), high)
+
+
+def _at(form: Callable[[Any, Any], Any], x: Any, params: Mapping[str, Any]) -> Any:
+    return form(params, x)
 
 
 def _surface_lines(axes: Axes, law: Law, x: str, sizes: Sequence[float], amounts: Any) -> None:

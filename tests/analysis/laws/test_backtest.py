@@ -85,3 +85,18 @@ def test_baselines_need_no_law():
     assert found["last value"][0] == 2.5
     assert found["nearest run"][0] == 2.5
     assert found["power law without floor"][0] < 2.5
+
+
+def test_intervals_of_an_ill_determined_law_stay_on_its_valley():
+    """Six families whose exponents are open: parameters widened together would predict losses several times too large."""
+    table = grid_runs(3, 4, 2, noise=0.02)
+    few = Table.of(
+        table["params_matmul"],
+        table["samples"],
+        table["flops_train"],
+        table["val_loss"],
+        table["family_key"],
+    )
+    for test in backtests(few):
+        assert (test.hi < 1.6 * test.actual).all(), test.name
+        assert (test.lo > 0.6 * test.actual).all(), test.name

@@ -26,7 +26,10 @@ def test_a_floor_at_its_bound_is_a_limit(shared):
 
 
 def test_too_few_points_say_what_to_add():
-    assert "Add sizes" in verdict(fit_power([1e6, 1e7], [3.0, 2.0]))
+    said = verdict(fit_power([1e6, 1e7], [3.0, 2.0]))
+    assert "2 usable points where it needs 6 and 2 distinct values of N where it needs 4" in said
+    assert "Add sizes" in said
+    assert verdict(fit_power([], []))
 
 
 def test_a_form_that_misses_by_more_than_the_noise_is_said():
