@@ -402,7 +402,9 @@ def _has_extension(field: pa.Field) -> bool:
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
     """A DataFrame with numpy-backed numbers; a nullable integer column becomes Int64 so that no count turns into a float."""
-    frame: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get if _has_null_ints(table) else None)
+    frame: pd.DataFrame = table.to_pandas(
+        types_mapper={pa.int64(): pd.Int64Dtype()}.get if _has_null_ints(table) else None
+    )
     return frame
 
 

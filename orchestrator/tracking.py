@@ -68,8 +68,7 @@ def target_of(store: StudyStore, uri: str | None) -> Target | None:
     path = store.local_path
     if path is None or not is_local_disk(path):
         return None
-    quoted = path.replace("%", "%25").replace("?", "%3F")  # what SQLAlchemy would take for an escape or a query
-    return Target(f"sqlite:///{quoted}/mlflow.db", Path(path, "mlartifacts").as_uri())
+    return Target(f"sqlite:///{path}/mlflow.db", Path(path, "mlartifacts").as_uri())
 
 
 def is_local_disk(path: str) -> bool:

@@ -72,7 +72,7 @@ class Toy:
     def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
         x, y = batch
         width = getattr(model, "module", model).width
-        if model.training and "RAY_RAYLET_PID" in os.environ:
+        if model.training and x.device.type != "meta" and "RAY_RAYLET_PID" in os.environ:
             self.calls += 1
             self._fault(width)
         logits = model(x)

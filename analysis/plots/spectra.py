@@ -232,7 +232,7 @@ def training_figure(rows: Rows) -> Figure:
             _step_axis(axes, table)
             axes.set_ylim(1, TOP)
         fig.suptitle(f"{_used(table)} × {table['step'].nunique()} checkpoints", fontsize=8, ha="left", x=0.01)
-        caption(fig, _alpha_caption(table) + " Darker lines: deeper layers.")
+        caption(fig, _alpha_caption(table, bars=False) + " Darker lines: deeper layers.")
     return fig
 
 
@@ -328,10 +328,10 @@ def _used(table: pd.DataFrame) -> str:
     return f"{int((ok & ~_untrusted(last)).sum())} of {len(last)} layers used ({int(ok.sum())} have a fit)"
 
 
-def _alpha_caption(table: pd.DataFrame) -> str:
+def _alpha_caption(table: pd.DataFrame, bars: bool = True) -> str:
     name = "alpha_ks2" if table["profile"].iloc[0] == NATIVE else "alpha"
     text = f"Profile {table['profile'].iloc[0]}, {name}. Filled: trusted or trust not computed; hollow: a check failed; ▲ above {TOP:g}; × no fit."
-    if pd.to_numeric(table["alpha_lo"], errors="coerce").notna().any():
+    if bars and _numbers(table, "alpha_lo").notna().any():
         text += " Bars: bootstrap 5–95 %. Grey boxes: 5–95 % of random matrices of that shape."
     return text + " Pale band: 2–6, WeightWatcher's convention."
 

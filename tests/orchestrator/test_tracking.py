@@ -451,7 +451,7 @@ def test_a_study_behind_a_uri_has_no_store_of_its_own(monkeypatch):
     assert target_of(StudyStore("s3://bucket/toy"), None) is None
 
 
-@pytest.mark.parametrize("name", ["with a space", "per%20cent", "question?x=1", "hash#1", "umlaut-ü"])
+@pytest.mark.parametrize("name", ["with a space", "hash#1", "umlaut-ü", "ten%"])
 def test_any_folder_name_will_do(done, tmp_path, empty_database, name):
     root = tmp_path / name / "toy"
     shutil.copytree(done.store.root, root)
