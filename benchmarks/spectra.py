@@ -77,9 +77,9 @@ def line(result: Result) -> str:
 def result(workload: str, text: str, value: float | None = None, target: float | None = None, **more: Any) -> Result:
     found: Result = {"workload": workload, "text": text, **more}
     if value is not None:
-        found["value"] = value
+        found["value"] = float(value)
     if target is not None and value is not None:
-        found |= {"target": target, "met": value >= target}
+        found |= {"target": target, "met": bool(value >= target)}
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -103,6 +102,8 @@ def spectra(
     """Spectral metrics of any checkpoints, many at once."""
     from orchestrator import loose_spectra, show
 
+    if out is not None:
+        loose_spectra.check_out(out)
     rows = loose_spectra.analyse_paths(paths, profile)
     if out is not None:
         loose_spectra.write(rows, out)
@@ -136,7 +137,7 @@ def fit(
     data, said = fitting.points(frame, fitting.Columns(loss, n, d, c), drop_highest)
     law = fitting.certify(data, form=form, delta=delta)
     if out is not None:
-        Path(out).write_text(json.dumps(law.to_json(), indent=1, allow_nan=False) + "\n")
+        fitting.write(law, out)
     if json_:
         print(json.dumps(law.to_json(), indent=1))
     else:

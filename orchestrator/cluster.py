@@ -40,6 +40,8 @@ def connected(address: str | None = None) -> Iterator[Machine]:
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.pop("RAY_ADDRESS", None)  # Ray takes an empty one for a malformed address
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

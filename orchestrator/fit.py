@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from analysis.laws import Law
 from orchestrator.errors import InputError
 
 MIN_POINTS = 6
+SEPARATORS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ def read_table(path: str) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             return tables.to_pandas(tables.read_parquet(str(file)))
-        return pd.read_csv(file, sep=None, engine="python")
+        # of the usual separators the one that makes most columns; pandas' own guess takes any character
+        return pd.read_csv(file, sep=max(SEPARATORS, key=lambda sep: pd.read_csv(file, sep=sep, nrows=0).shape[1]))
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: not a CSV or Parquet table ({str(error).splitlines()[0]})") from error
 
@@ -96,3 +99,11 @@ def certify(data: pd.DataFrame, *, form: str = "chinchilla", delta: float | None
             data["n"].to_numpy(), data["d"].to_numpy(), data["loss"].to_numpy(), delta=delta, resamples=resamples
         )
     raise InputError(f"--form {form}: not one of chinchilla")
+
+
+def write(law: Law, path: str) -> None:
+    """Writes the law as JSON."""
+    try:
+        Path(path).write_text(json.dumps(law.to_json(), indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise InputError(f"--out {path}: {error.strerror}") from error

@@ -65,16 +65,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     )
 
 
+def check_out(path: str) -> None:
+    """Raises InputError for a name that `write` cannot serve: better before hours of work than after."""
+    if not path.endswith((".parquet", ".csv")):
+        raise InputError(f"--out {path}: end the name in .parquet or .csv")
+
+
 def write(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """Writes the rows as Parquet, or as CSV without the eigenvalues."""
     made = table(rows)
     try:
         if path.endswith(".parquet"):
             pq.write_table(made, path)
-        elif path.endswith(".csv"):
-            pa.csv.write_csv(made.drop_columns(["eigenvalues"]), path)
         else:
-            raise InputError(f"--out {path}: end the name in .parquet or .csv")
+            pa.csv.write_csv(made.drop_columns(["eigenvalues"]), path)
     except OSError as error:
         raise InputError(f"--out {path}: {error}") from error
 
@@ -90,6 +94,9 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: str) -> None:
     from analysis.plots import spectra as plots
     from analysis.plots.style import to_svg
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, figure in plots.pictures(rows).items():
-        Path(folder, f"{name}.svg").write_text(to_svg(figure))
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, figure in plots.pictures(rows).items():
+            Path(folder, f"{name}.svg").write_text(to_svg(figure))
+    except OSError as error:
+        raise InputError(f"--plots {folder}: {error}") from error

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import humanize
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from orchestrator.progress import console, duration, say
@@ -40,6 +42,12 @@ def table(columns: Sequence[str], *, left: Sequence[str] = ()) -> Table:
     return out
 
 
+def display(shown: Table) -> None:
+    """Prints a table at its own width: a terminal that is too narrow wraps its lines, and no number is cut off."""
+    own = Measurement.get(console, console.options.update(max_width=10_000), shown).maximum
+    Console(file=console.file, highlight=False, width=max(own, console.width)).print(shown)
+
+
 def plan(planned: Plan, finished: int, free: int | None) -> None:
     """The runs, then the totals."""
     axes = sorted({name for run in planned.runs for name in run.axes})
@@ -54,7 +62,7 @@ def plan(planned: Plan, finished: int, free: int | None) -> None:
             f"{run.lr:.3g}", count(run.flops_train), duration(run.seconds), humanize.naturalsize(run.disk_bytes, format="%.0f"), str(run.pack),
         )  # fmt: skip
     if planned.runs:
-        console.print(shown)
+        display(shown)
     notes = Counter(
         note.split(" ")[-1] if note.startswith("only") else note for run in planned.runs for note in run.warnings
     )
@@ -93,7 +101,7 @@ def status(found: Mapping[str, Any]) -> None:
             for f in fractions
         ]
         shown.add_row(str(width), *cells)
-    console.print(shown)
+    display(shown)
     tally = Counter(run["state"] for run in runs.values())
     say("  ".join(f"{MARKS[state]} {tally[state]} {state}" for state in MARKS if tally[state]))
     for key, run in runs.items():
@@ -148,7 +156,7 @@ def law(fitted: Law, said: str) -> None:
             "" if param.lo is None or param.hi is None else f"[{param.lo:.4g}, {param.hi:.4g}]",
         )
     if fitted.params:
-        console.print(shown)
+        display(shown)
     say(verdict(fitted))
 
 
@@ -171,7 +179,7 @@ def spectra(rows: Sequence[Mapping[str, Any]]) -> None:
             trusted if row["status"] == "ok" else row["status"],
         ]
         shown.add_row(*([str(row["step"]), *cells] if len(steps) > 1 else cells))
-    console.print(shown)
+    display(shown)
 
 
 def _cell(value: Any) -> str:

@@ -105,9 +105,9 @@ def header(store: StudyStore, paths: Sequence[str]) -> list[tuple[str, tuple[int
             data = store.files.read(path)
             size = int.from_bytes(data[:8], "little")
             entries = json.loads(data[8 : 8 + size])
-        except (OSError, ValueError):
+            return [(name, tuple(entry["shape"])) for name, entry in entries.items() if name != "__metadata__"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        return [(name, tuple(entry["shape"])) for name, entry in entries.items() if name != "__metadata__"]
     return []
 
 
@@ -169,8 +169,11 @@ def _tensors(store: StudyStore, path: str) -> dict[str, Any]:
     found = read_committed(store.files, path.rpartition("/")[0])
     if found is None:
         raise OSError(f"{path}: missing, truncated or altered (its manifest does not match)")
-    data = found[1][path.rpartition("/")[2]]
-    return {name: value.float().numpy() for name, value in safetensors.torch.load(data).items() if value.ndim >= 2}
+    try:
+        loaded = safetensors.torch.load(found[1][path.rpartition("/")[2]])
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: not a safetensors file ({error})") from error
+    return {name: value.float().numpy() for name, value in loaded.items() if value.ndim >= 2}
 
 
 def _same_shape(tensors: Callable[[str], Mapping[str, Any]], path: str | None, ref: Reference) -> Any:

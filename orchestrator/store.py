@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from analysis import tables
+from orchestrator.errors import InputError
 from trainables.checkpoints import Files, LocalFiles, Row, RunFolder
 from trainables.task import RunSpec, ValRows
 
@@ -31,7 +32,7 @@ HEARTBEAT_S, STALE_S = 10.0, 60.0
 """A lease is renewed every HEARTBEAT_S; one from another host that is STALE_S old is taken over."""
 
 
-class StorageError(ValueError):
+class StorageError(InputError):
     """Storage that cannot be used; the message says why and what to do."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -51,7 +52,7 @@ class Toy:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.calls = 0
+        self.calls: Counter[int] = Counter()
 
     @staticmethod
     def round_width(width: float) -> int:
@@ -73,7 +74,7 @@ class Toy:
         x, y = batch
         width = getattr(model, "module", model).width
         if model.training and x.device.type != "meta" and "RAY_RAYLET_PID" in os.environ:
-            self.calls += 1
+            self.calls[width] += 1
             self._fault(width)
         logits = model(x)
         loss = nn.functional.cross_entropy(logits, y, reduction="none")
@@ -85,7 +86,7 @@ class Toy:
         options = self.options
         if width == options.raise_width:
             raise RuntimeError("a bug of the user's own")
-        if width == options.kill_width and self.calls == options.kill_step:
+        if width == options.kill_width and self.calls[width] == options.kill_step:
             marks = Path(options.kill_file)
             before = len(marks.read_bytes()) if marks.exists() else 0
             if before < options.kill_times:
