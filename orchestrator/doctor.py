@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -109,10 +110,13 @@ def _study(path: str) -> Iterator[Finding]:
     yield Finding("study", True, f"{len(points.runs)} runs, data of {len(points.prepared)} kinds read")
     try:
         store = StudyStore(study_root(study.storage, study.name))
-        there = bool(store.files.names(""))
-        check_writable(store.root)
-        if not there and store.local_path is not None:
-            os.rmdir(store.root)
+        absent = _absent(store.local_path)
+        try:
+            check_writable(store.root)
+        finally:
+            for folder in absent:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
     except StorageError as error:
         yield Finding("storage", False, str(error), "choose a folder that every node can write")
         return
@@ -129,6 +133,15 @@ def _study(path: str) -> Iterator[Finding]:
         yield _server(target.uri)
     else:
         yield Finding("tracking", True, target.uri)
+
+
+def _absent(path: str | None) -> list[str]:
+    """The folders of a path that do not exist yet, deepest first."""
+    out = []
+    while path and not os.path.exists(path):
+        out.append(path)
+        path = os.path.dirname(path)
+    return out
 
 
 def _server(uri: str) -> Finding:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +48,17 @@ def select(frame: pd.DataFrame, where: str | None) -> pd.DataFrame:
     if where is None:
         return frame
     try:
-        kept = frame.query(where, engine="python", local_dict={}, global_dict={})
+        tree = ast.parse(re.sub("`[^`]*`", "column", where), mode="eval")
+        if any(isinstance(node, ast.Call | ast.Attribute) for node in ast.walk(tree)):
+            raise ValueError("columns, constants and comparisons only")
+        kept = frame.eval(where, engine="python", local_dict={}, global_dict={})
+        if not isinstance(kept, pd.Series) or not pd.api.types.is_bool_dtype(kept):
+            raise ValueError("is neither true nor false for a row")
     except Exception as error:
         raise InputError(
             f"--where {where}: {str(error).splitlines()[0]}; write it like 'width > 16 and seed == 0'"
         ) from error
-    return kept
+    return frame[kept.fillna(False).astype(bool)]
 
 
 def points(frame: pd.DataFrame, columns: Columns, drop_highest: int = 0) -> tuple[pd.DataFrame, str]:
@@ -95,9 +102,12 @@ def _numbers(frame: pd.DataFrame, option: str, column: str) -> np.ndarray:
 def certify(data: pd.DataFrame, *, form: str = "chinchilla", delta: float | None = None, resamples: int = 400) -> Law:
     """The fit of `points`' table."""
     if form == "chinchilla":
-        return laws.fit_chinchilla(
-            data["n"].to_numpy(), data["d"].to_numpy(), data["loss"].to_numpy(), delta=delta, resamples=resamples
-        )
+        try:
+            return laws.fit_chinchilla(
+                data["n"].to_numpy(), data["d"].to_numpy(), data["loss"].to_numpy(), delta=delta, resamples=resamples
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
     raise InputError(f"--form {form}: not one of chinchilla")
 
 

@@ -61,6 +61,8 @@ def run_study(
         _refuse_other_study(store, study)
         with cluster.connected(address) as found:
             points = grid.expand(study, gpus=found.gpus > 0)
+            for workers in {spec.train.workers for spec in points.runs}:
+                sweep.check_room(workers, with_room_for_spectra(study, found))
             check_writable(store.root)
             with lease(store) as held:
                 return _drive(study, points, store, held.session, found)
@@ -164,7 +166,9 @@ class Stage:
 
 def with_room_for_spectra(study: Study, found: Machine) -> Machine:
     """With four CPUs or more and training on CPUs, one is kept for the spectral stage."""
-    spare = 1 if study.spectra.every == "checkpoint" and found.cpus >= 4 and not found.gpus else 0
+    workers = 1 if study.train.workers == "auto" else study.train.workers
+    room = found.cpus >= 4 and found.cpus > workers * study.resources.cpus_per_worker
+    spare = 1 if study.spectra.every == "checkpoint" and room and not found.gpus else 0
     return replace(found, cpus=found.cpus - spare, cpus_per_worker=study.resources.cpus_per_worker)
 
 
@@ -304,7 +308,9 @@ def sync_study(folder: str, uri: str | None) -> tuple[int, str]:
     recorder = tracking.Recorder(tracker, specs)
     summary = store.read_table("spectra_summary")
     laws = store.read_json("laws.json") or []
-    if not recorder.complete(summary.to_pylist() if summary is not None else [], laws, status="FINISHED"):
+    results = [store.run(spec.run_key).result() for spec in specs]
+    status = "FINISHED" if all(result and result["status"] != "failed" for result in results) else "FAILED"
+    if not recorder.complete(summary.to_pylist() if summary is not None else [], laws, status=status):
         raise InputError(f"MLflow at {target.uri}: {recorder.problem}; start the server and run sync again")
     if store.read_table("runs") is not None:
         write_tables(study, specs, store, tracker.run_ids)

@@ -41,7 +41,7 @@ def train_packs(packs: Sequence[Pack], jobs: Mapping[str, Job], sweep: Sweep, ma
     from ray import tune
 
     for pack in packs:
-        check_room(pack.workers, machine, sweep)
+        check_room(pack.workers, machine)
     errors: dict[int, str] = {}
     for workers in sorted({pack.workers for pack in packs}, reverse=True):
         configs = [
@@ -74,11 +74,11 @@ def train_packs(packs: Sequence[Pack], jobs: Mapping[str, Job], sweep: Sweep, ma
     return errors
 
 
-def check_room(workers: int, machine: Machine, sweep: Sweep) -> None:
+def check_room(workers: int, machine: Machine) -> None:
     """Raises NoRoomError where `workers` do not fit."""
-    have, need = (machine.gpus, workers) if sweep.use_gpu else (machine.cpus, workers * machine.cpus_per_worker)
+    have, need = (machine.gpus, workers) if machine.gpus else (machine.cpus, workers * machine.cpus_per_worker)
     if need > have:
-        kind = "GPUs" if sweep.use_gpu else "CPUs"
+        kind = "GPUs" if machine.gpus else "CPUs"
         raise NoRoomError(
             f"train.workers: {workers} workers need {need} {kind}, Ray has {have}; lower train.workers or add nodes"
         )
@@ -118,10 +118,16 @@ def drive_pack(config: dict[str, Any]) -> dict[str, Any]:
     try:
         trainer.fit()
     except Exception as error:  # the runs that have no result are named by the driver; other packs go on
-        return {
-            "pack_error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        }
+        return {"pack_error": words_of(error)}
     return {"pack_error": ""}
+
+
+def words_of(error: Exception) -> str:
+    """What ended a pack, in one line: of a worker's error the last line, since the first ones are its traceback."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    cause = next((failures[rank] for rank in sorted(failures)), error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else type(cause).__name__}"
 
 
 def _train_pack(config: dict[str, Any]) -> None:

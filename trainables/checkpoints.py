@@ -97,7 +97,10 @@ class LocalFiles:
             raise
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        try:
+            return (self.root / path).read_bytes()
+        except NotADirectoryError as error:  # a file stands where a folder should
+            raise FileNotFoundError(*error.args) from error
 
     def create(self, path: str, data: bytes) -> bool:
         target = self.root / path

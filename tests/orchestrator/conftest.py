@@ -1,13 +1,58 @@
-"""One Ray instance for the whole test run: starting one takes seconds, and a process can be connected to one only."""
+"""What the tests of the orchestrator share: one Ray instance, since starting one takes seconds, and the command line."""
 
 from __future__ import annotations
 
-import pytest
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
-from orchestrator import cluster
+import pytest
+from folders import contents
+
+from orchestrator import cli, cluster
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
     with cluster.connected() as machine:
         yield machine
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def scalespec(capsys, monkeypatch, tmp_path):
+    """The command line, typed in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+    def run(*arguments: str | Path) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        code = caught.value.code
+        return Said(0 if code is None else int(code), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(scalespec, tmp_path):
+    """Asserts that a command is bad input: one line on standard error, exit code 2, the disk as before."""
+
+    def check(*arguments: str | Path) -> str:
+        before = contents(tmp_path)
+        said = scalespec(*arguments)
+        assert said.code == 2, said
+        assert said.err.startswith("scalespec: ")
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+        assert contents(tmp_path) == before
+        return said.err
+
+    return check
