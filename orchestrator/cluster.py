@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -90,8 +91,13 @@ def _check_listening(address: str) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """What workers on other nodes must find in their environment."""
-    return {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
+    """What workers on other nodes must find in their environment.
+
+    Without what the job's own runtime environment sets: Ray refuses a variable that is given twice, even with one value.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {key: os.environ[key] for key in ENVIRONMENT if key in os.environ and key not in given}
 
 
 def cpus_here() -> int:

@@ -24,6 +24,16 @@ def test_workers_elsewhere_get_the_settings_of_this_project(monkeypatch):
     assert worker_environment() == {}
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    both = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
+    assert worker_environment() == both
+    for job in ({}, {"runtime_env": None}, {"runtime_env": {"working_dir": "gcs://x"}}):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+        assert worker_environment() == both
+    # given twice, Ray would refuse it
+    job = {"runtime_env": {"env_vars": {"RAY_AIR_NEW_OUTPUT": "1"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     assert worker_environment() == {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
