@@ -1,5 +1,7 @@
 # Two commands matter: `make quickstart` and `make test`. Each makes .venv when it is missing.
-PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(shell command -v python$(v) 2>/dev/null)) python3)
+# python3 where its version fits, else the newest that does and really runs (a version manager's shim may not)
+FITS := 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c $(FITS) 2>/dev/null && echo $$p && break; done)
 PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,7 +25,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "scalespec needs CPython 3.11, 3.12 or 3.13; found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12")'
+	@test -n "$(PYTHON)" && $(PYTHON) -c $(FITS) || { echo "scalespec needs CPython 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
