@@ -74,7 +74,7 @@ def connected(address: str | None = None) -> Iterator[Machine]:
         else:
             _check_listening(address)
             ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = f" at {address}" if address else ""
         raise InputError(f"cannot start or reach Ray{where}: {str(error).splitlines()[0]}") from error
     try:
