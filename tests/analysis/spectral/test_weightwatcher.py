@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -125,27 +126,29 @@ def watch():
     pytest.importorskip("torch")
     disabled, filters = logging.root.manager.disable, warnings.filters[:]
     logging.disable(logging.CRITICAL)
-    weightwatcher = pytest.importorskip("weightwatcher", reason="pip install weightwatcher==0.7.7 to compare live")
-    warnings.filters[:] = filters
-    if weightwatcher.__version__ != "0.7.7":
-        pytest.skip(f"weightwatcher is {weightwatcher.__version__}, the reference is 0.7.7")
+    try:
+        weightwatcher = pytest.importorskip("weightwatcher", reason="pip install weightwatcher==0.7.7 to compare live")
+        if weightwatcher.__version__ != "0.7.7":
+            pytest.skip(f"weightwatcher is {weightwatcher.__version__}, the reference is 0.7.7")
+        yield partial(weightwatchers_table, weightwatcher)
+    finally:
+        logging.disable(disabled)
+        warnings.filters[:] = filters
+
+
+def weightwatchers_table(weightwatcher, layers, **options):
+    import torch
     from torch import nn
 
-    def run(layers, **options):
-        import torch
-
-        model = nn.ModuleDict()
-        for name, weight in layers.items():
-            a, b = weight.shape[:2]
-            made = nn.Linear(b, a, bias=False) if weight.ndim == 2 else nn.Conv2d(b, a, weight.shape[2:], bias=False)
-            made.weight = nn.Parameter(torch.from_numpy(weight))
-            model[name] = made
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return weightwatcher.WeightWatcher(model=model).analyze(detX=True, **options)
-
-    yield run
-    logging.disable(disabled)
+    model = nn.ModuleDict()
+    for name, weight in layers.items():
+        a, b = weight.shape[:2]
+        made = nn.Linear(b, a, bias=False) if weight.ndim == 2 else nn.Conv2d(b, a, weight.shape[2:], bias=False)
+        made.weight = nn.Parameter(torch.from_numpy(weight))
+        model[name] = made
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return weightwatcher.WeightWatcher(model=model).analyze(detX=True, **options)
 
 
 def normal(*shape, seed=0):
