@@ -35,10 +35,10 @@ from trainables.task import RunSpec, order, seeded
 STUDY = {
     "name": "orchestration",
     "task": {"name": "gpt", "layers": 2, "context": 64},
-    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 8192},
+    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 2560},
     "grid": {"width": [16, 32, 48, 64], "data_fraction": ["1", "3/4", "1/2"], "seed": [0, 1, 2, 3]},
     "optim": {"lr": 4e-3, "batch_size": 32, "reference": {"width": 32, "batch_size": 32}},
-    "schedule": {"name": "wsd", "warmup": 32768},
+    "schedule": {"name": "wsd", "warmup": 16384},
     "train": {"checkpoints": 6, "reuse_trunk": False},
     "spectra": {"every": "never"},
     "report": False,

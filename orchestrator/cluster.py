@@ -53,6 +53,8 @@ def connected(address: str | None = None) -> Iterator[Machine]:
     if address is None:
         # on Linux nothing else keeps Ray's servers off the other interfaces: without it they listen on every one
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # a process for each pack that watches for nodes about to be taken away: there is one node
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # workers import the user's own task from where the driver found it
         paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))

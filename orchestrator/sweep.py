@@ -1,20 +1,18 @@
-"""Packs on Ray: a Tune trial is a pack, a Train worker group executes it. What they do is decided elsewhere; see `worker`."""
+"""All packs of a study on Ray Tune; what one of them does is in `pack`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.pack import drive_pack
 from orchestrator.plan import Machine, Pack
 from orchestrator.store import StudyStore
 from orchestrator.worker import MAX_DEATHS, Job
 
 DRIVER = {"node:__internal_head__": 0.001}
 """A pack's driver takes no CPU: with 0.01 of one each, two one-CPU lanes would run one after the other on two CPUs."""
-
-COLLECTIVE_TIMEOUT_S = 600
 
 
 class NoRoomError(ValueError):
@@ -49,8 +47,9 @@ def train_packs(packs: Sequence[Pack], jobs: Mapping[str, Job], sweep: Sweep, ma
                 "index": pack.index,
                 "workers": pack.workers,
                 "cpus": machine.cpus_per_worker,
-                "sweep": sweep,
                 "jobs": [jobs[key].to_json() for key in pack.run_keys],
+                "max_failures": MAX_DEATHS * len(pack.run_keys) + 1,
+                **asdict(sweep),
             }
             for pack in packs
             if pack.workers == workers
@@ -82,65 +81,6 @@ def check_room(workers: int, machine: Machine) -> None:
         raise NoRoomError(
             f"train.workers: {workers} workers need {need} {kind}, Ray has {have}; lower train.workers or add nodes"
         )
-
-
-def drive_pack(config: dict[str, Any]) -> dict[str, Any]:
-    """The Tune trial: one worker group for the runs of one pack. Runs on the head, without a CPU."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    pack = config["pack"]
-    sweep: Sweep = pack["sweep"]
-    resources: dict[str, float] = {"CPU": pack["cpus"]}
-    if sweep.use_gpu:
-        resources["GPU"] = 1
-    trainer = TorchTrainer(
-        _train_pack,
-        train_loop_config={
-            "root": sweep.root,
-            "session": sweep.session,
-            "threads": sweep.threads,
-            "code_version": sweep.code_version,
-            "jobs": pack["jobs"],
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=pack["workers"], use_gpu=sweep.use_gpu, resources_per_worker=resources
-        ),
-        torch_config=TorchConfig(backend="nccl" if sweep.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        run_config=ray.train.RunConfig(
-            # a name of its own for every attempt: Train would silently resume what it finds under an old one
-            name=f"pack-{sweep.session}-{pack['index']:03d}-{attempt()}",
-            storage_path=f"{sweep.root}/.ray",
-            failure_config=ray.train.FailureConfig(max_failures=MAX_DEATHS * len(pack["jobs"]) + 1),
-        ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:  # the runs that have no result are named by the driver; other packs go on
-        return {"pack_error": words_of(error)}
-    return {"pack_error": ""}
-
-
-def words_of(error: Exception) -> str:
-    """What ended a pack, in one line: of a worker's error the last line, since the first ones are its traceback."""
-    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
-    cause = next((failures[rank] for rank in sorted(failures)), error)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else type(cause).__name__}"
-
-
-def _train_pack(config: dict[str, Any]) -> None:
-    from orchestrator.worker import run_pack
-
-    run_pack(config)
-
-
-def attempt() -> str:
-    """A name that no other attempt has."""
-    import uuid
-
-    return uuid.uuid4().hex[:8]
 
 
 def results_of(store: StudyStore, keys: Sequence[str]) -> dict[str, dict[str, Any]]:

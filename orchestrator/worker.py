@@ -85,6 +85,7 @@ def _run(
     try:
         with watched(spec.train.stall_timeout_s, recorder) as beat:
             ready = _prepare(spec, prepared)
+            ready.know(spec.width, job.counts)
             trunk = None
             if job.shares_trunk:
                 trunk = store.family(spec.family_key)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from trained import Trained, prepared
 
+from orchestrator.pack import attempt, drive_pack, words_of
 from orchestrator.plan import Machine, Pack
 from orchestrator.run import all_jobs, with_room_for_spectra
 from orchestrator.sweep import (
     NoRoomError,
     Sweep,
-    attempt,
     check_room,
-    drive_pack,
     results_of,
     train_packs,
-    words_of,
 )
 from studies import toy
 
@@ -124,15 +123,17 @@ def test_a_pack_that_fails_is_a_result_of_its_trial(tmp_path, monkeypatch):
             raise WorkerGroupError("...", {0: RuntimeError("no CUDA here")})
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Failing)
+    monkeypatch.setattr("ray.train.v2.api.data_parallel_trainer.DataParallelTrainer", Failing)
     jobs = [job.to_json() for job in all_jobs(study.grid, study.specs).values()]
-    pack = {"index": 3, "workers": 2, "cpus": 1, "sweep": settings(study), "jobs": jobs}
-    assert drive_pack({"pack": pack}) == {"pack_error": "WorkerGroupError: no CUDA here"}
-    assert drive_pack({"pack": pack}) == {"pack_error": "WorkerGroupError: no CUDA here"}
+    pack = {"index": 3, "cpus": 1, "jobs": jobs, "max_failures": 5, **asdict(settings(study))}
+    for workers in (2, 1):
+        assert drive_pack({"pack": {**pack, "workers": workers}}) == {"pack_error": "WorkerGroupError: no CUDA here"}
     first, second = made
-    assert first["scaling_config"].num_workers == 2
+    assert [options["scaling_config"].num_workers for options in made] == [2, 1]
+    assert "torch_config" in first
+    assert "torch_config" not in second
     assert first["train_loop_config"]["jobs"] == jobs
     # Train silently resumes what it finds under an old name
     assert first["run_config"].name != second["run_config"].name
     assert first["run_config"].storage_path == f"{study.store.root}/.ray"
-    # every run may kill its worker twice
-    assert first["run_config"].failure_config.max_failures > 2 * len(jobs)
+    assert first["run_config"].failure_config.max_failures == 5
