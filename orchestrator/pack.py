@@ -58,7 +58,7 @@ def trainer(pack: Mapping[str, Any]) -> DataParallelTrainer:
 def _without_datasets(kind: type[DataParallelTrainer]) -> type[DataParallelTrainer]:
     """The trainer without the process that serves shards of Ray Datasets to workers: 3 s of start-up for data we do not have."""
 
-    class PackTrainer(kind):
+    class PackTrainer(kind):  # type: ignore[misc]  # Ray has no types
         def _create_default_callbacks(self) -> list[Any]:
             made = super()._create_default_callbacks()
             return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]

@@ -39,7 +39,7 @@ class Follow:
     def __init__(self, seconds: Mapping[str, float], lanes: int, finished: Callable[[], Mapping[str, str]]) -> None:
         self.seconds, self.lanes, self.finished = dict(seconds), max(1, lanes), finished
         self.began = time.monotonic()
-        self.first: float | None = None
+        self.first: tuple[float, float] | None = None
         self.said = self.began
         self._stop = threading.Event()
         self._known: dict[str, str] = {}
@@ -80,14 +80,19 @@ class Follow:
             self._show()
 
     def left(self) -> float | None:
-        """Seconds until the last run ends; None before the first has ended."""
-        done = sum(self.seconds[key] for key in self._known)
+        """Seconds until the last run ends; None before the first has ended.
+
+        At the pace since that first end, so that the start-up before it does not count; until a tenth of the work has been
+        done at that pace, at the estimated one.
+        """
+        done, total = sum(self.seconds[key] for key in self._known), sum(self.seconds.values())
         if not done:
             return None
-        self.first = self.first or time.monotonic()
-        elapsed = time.monotonic() - self.began
-        rate = done / elapsed if elapsed > 1 else self.lanes
-        return (sum(self.seconds.values()) - done) / max(rate, 1e-9)
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        since, before = self.first
+        measured = done - before >= 0.1 * total and now > since
+        return (total - done) / ((done - before) / (now - since) if measured else self.lanes)
 
     def _show(self) -> None:
         left = self.left()

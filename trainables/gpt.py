@@ -84,13 +84,13 @@ class Decoder(nn.Module):
     def __init__(self, width: int, options: Options) -> None:
         super().__init__()
         vocab = -(-options.vocab // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        self.tokens = nn.Embedding(vocab, width)
-        self.positions = nn.Embedding(options.context, width)
+        self.token_embedding = nn.Embedding(vocab, width)
+        self.position_embedding = nn.Embedding(options.context, width)
         self.blocks = nn.ModuleList(Block(width, options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(width, bias=options.biases)
         self.head = nn.Linear(width, vocab, bias=False)
         if options.tied:
-            self.head.weight = self.tokens.weight
+            self.head.weight = self.token_embedding.weight
         self._initialise(width, options)
 
     def _initialise(self, width: int, options: Options) -> None:
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue
-            elif name in ("tokens.weight", "positions.weight"):
+            elif name in ("token_embedding.weight", "position_embedding.weight"):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith(("attention_out.weight", "mlp_out.weight")):
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * options.layers))
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        x_BTD = self.tokens(ids_BT) + self.positions.weight[: ids_BT.shape[1]]
+        x_BTD = self.token_embedding(ids_BT) + self.position_embedding.weight[: ids_BT.shape[1]]
         for block in self.blocks:
             x_BTD = block(x_BTD)
         logits_BTV: Tensor = self.head(self.norm(x_BTD))

@@ -30,11 +30,11 @@ TYPES: tuple[tuple[str, str, str], ...] = (
     ("query, key, value", r"c_attn|qkv|in_proj|query_key_value", "#0072b2"),
     (
         "attention output",
-        r"attn\.c_proj|attention\.output|o_proj|out_proj|attn\.proj|\bwo\b|to_out|attention\.dense",
+        r"attn\.c_proj|attention[._]out|o_proj|out_proj|attn\.proj|\bwo\b|to_out|attention\.dense",
         "#cc79a7",
     ),
-    ("MLP up", r"c_fc|up_proj|gate_proj|intermediate|fc1|w1\b|w3\b|h_to_4h|mlp\.0", "#d55e00"),
-    ("MLP down", r"mlp\.c_proj|down_proj|output\.dense|fc2|w2\b|4h_to_h|mlp\.2", "#e69f00"),
+    ("MLP up", r"c_fc|up_proj|mlp_in|mlp_up|gate_proj|intermediate|fc1|w1\b|w3\b|h_to_4h|mlp\.0", "#d55e00"),
+    ("MLP down", r"mlp\.c_proj|down_proj|mlp_out|mlp_down|output\.dense|fc2|w2\b|4h_to_h|mlp\.2", "#e69f00"),
     ("head", r"lm_head|classifier|pooler|\bhead\b|embed_out", "#000000"),
     ("convolution", r"conv|downsample", "#0072b2"),
 )

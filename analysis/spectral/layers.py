@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis.spectral.analyze import Row, analyze
 from analysis.spectral.esd import WW, Array
+from analysis.spectral.trust import MIN_EVALS
 
 FUSED_QKV = re.compile(
     r"(?:^|[._/])(?:c_attn|in_proj|in_proj_weight|qkv|qkv_proj|Wqkv|w_qkv|attn_qkv|to_qkv)(?:\.weight|\.kernel)?$"
@@ -23,8 +24,9 @@ them: it alternates head by head, and the number of heads is not in the weights.
 MAX_ALPHA = 8.0
 """alpha_trimmed leaves out what lies above: WeightWatcher's own advice, though random matrices reach below it."""
 
-EIG_SLOWNESS = 3.6
-"""A symmetric eigensolver spends a multiplication 3 to 4 times slower than the Gram product does (OpenBLAS, one thread)."""
+ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.01, 0.028, 4e-11, 1.35e-10
+"""Seconds of a row, of the bootstrap of a verdict, of a multiplication in a Gram product, and of the eigenvalues over M³: from
+`python benchmarks/spectra.py` on a Xeon of 2.x GHz."""
 
 
 class Part(NamedTuple):
@@ -93,10 +95,15 @@ def content_key(weight: Array) -> str:
     return digest.hexdigest()
 
 
-def cost(shape: Sequence[int], kind: str) -> float:
-    """Relative cost of a layer, in multiplications of a Gram product: what to sort and pack by."""
+def cost(shape: Sequence[int], kind: str, decompositions: int = 4) -> float:
+    """Seconds that a layer takes on one CPU thread, about: what to sort, pack and plan by.
+
+    decompositions: of its matrices; four with the shuffle, the distance from initialisation and the last update.
+    """
     count, long, short = _matrices(shape, kind)
-    return float(count * (long * short**2 + EIG_SLOWNESS * 4 / 3 * short**3))
+    rows = count if kind == "dense" else 1
+    fixed = ROW_S + (VERDICT_S if short * (count // rows) >= MIN_EVALS else 0.0)
+    return float(rows * fixed + decompositions * count * short**2 * (GRAM_S * long + EIG_S * short))
 
 
 def memory(shape: Sequence[int], kind: str) -> int:

@@ -62,7 +62,7 @@ def test_initialisation_is_gpt2s_at_768_and_follows_fan_in():
         assert model.blocks[0].qkv.weight.std().item() == pytest.approx(std, rel=0.02)
         assert model.blocks[0].mlp_out.weight.std().item() == pytest.approx(std / 2, rel=0.02)
         assert model.head.weight.std().item() == pytest.approx(std, rel=0.02)
-        assert model.tokens.weight.std().item() == pytest.approx(0.02, rel=0.02)
+        assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.02)
         assert not model.blocks[0].qkv.bias.any()
 
 
@@ -106,8 +106,8 @@ def test_padding_of_the_vocabulary_is_not_predicted():
 
 def test_tied_head_is_one_tensor():
     model = Gpt(Gpt.Options(tied=True)).build(32)
-    assert model.head.weight is model.tokens.weight
-    assert model.tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.head.weight is model.token_embedding.weight
+    assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert "head.weight" not in dict(model.named_parameters())
 
 

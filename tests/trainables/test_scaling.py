@@ -116,7 +116,7 @@ def test_rates_of_the_gpt(rule, power):
     model = build(64)
     found = rates(model, on_meta(build, 16), rule)
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or name in ("tokens.weight", "positions.weight")
+        plain = parameter.ndim < 2 or name in ("token_embedding.weight", "position_embedding.weight")
         assert found[name]["base_lr"] == found[name]["lr"] == 2e-3 * (1 if plain else 4**-power)
         # decay only on matrices, and lr·decay as at the reference width
         assert found[name]["lr"] * found[name]["weight_decay"] == pytest.approx(2e-4 if parameter.ndim >= 2 else 0)
@@ -155,12 +155,12 @@ def test_mup_rescales_the_output_layer_alone():
 def test_tied_head_is_scaled_as_an_embedding_and_refused_under_mup():
     build = Gpt(Gpt.Options(tied=True)).build
     model, reference = build(64), on_meta(build, 16)
-    assert rates(model, reference, "inverse_sqrt_fan_in")["tokens.weight"]["lr"] == 2e-3
+    assert rates(model, reference, "inverse_sqrt_fan_in")["token_embedding.weight"]["lr"] == 2e-3
     for refused in (
         lambda: param_groups(model, reference, "mup", scaled_optim(optim())),
         lambda: apply_width_init(model, reference, "mup"),
     ):
-        with pytest.raises(TaskError, match=r"mup.*tokens\.weight.*untie"):
+        with pytest.raises(TaskError, match=r"mup.*token_embedding\.weight.*untie"):
             refused()
 
 
