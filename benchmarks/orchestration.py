@@ -149,8 +149,9 @@ def main() -> None:
             ours, start_up, losses, lanes = study(Path(folder))
             theirs, bare_losses = bare(grid.runs, prepared, lanes, f"{folder}/bare")
         assert losses == bare_losses, "the study and the bare loop must end in the same losses"
+        seconds = theirs * len(lanes) / len(losses)
         print(
-            f"48 runs on {len(lanes)} lanes: study {ours:.1f} s, bare loop {theirs:.1f} s ({theirs * len(lanes) / 48:.2f} s a run)"
+            f"{len(losses)} runs on {len(lanes)} lanes: study {ours:.1f} s, bare loop {theirs:.1f} s ({seconds:.2f} s a run)"
         )
         print(f"ratio {ours / theirs:.3f} (at most 1.3)")
         print(f"start-up {start_up:.1f} s, from the command to the first training step (at most 30 s)")

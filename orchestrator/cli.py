@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -58,9 +60,12 @@ def run(
     ] = None,
 ) -> None:
     """Run the whole study to its report. Run again, it does only what is missing."""
-    from orchestrator import show
-    from orchestrator.run import run_study
+    from orchestrator import cluster
+    from orchestrator.study import load_study
 
+    load_study(study, set_ or ())  # what is wrong with the file is said before anything starts
+    # importing torch takes as long as starting Ray's processes, so both go on at once
+    threading.Thread(target=importlib.import_module, args=("orchestrator.run",), daemon=True).start()
     again = " ".join(
         [
             "scalespec run",
@@ -70,10 +75,15 @@ def run(
         ]
     )
     try:
-        outcome = run_study(study, storage=storage, overrides=set_ or (), address=address)
+        with cluster.connected(address):
+            from orchestrator.run import run_study
+
+            outcome = run_study(study, storage=storage, overrides=set_ or (), address=address)
     except KeyboardInterrupt:
         say(f"interrupted; what is finished is kept. Continue with: {again}")
         raise typer.Exit(130) from None
+    from orchestrator import show
+
     show.outcome(outcome, again)
     raise typer.Exit(outcome.exit_code)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.errors import InputError
-from orchestrator.plan import Machine
+from orchestrator.machine import Machine
 
 ENVIRONMENT = {
     # Train's controller polls its workers this often; the default of 2 s is paid at the end of every pack

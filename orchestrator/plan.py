@@ -10,6 +10,7 @@ from typing import Any
 from analysis import spectral
 from orchestrator.errors import InputError
 from orchestrator.grid import Grid, data_key
+from orchestrator.machine import Machine
 from orchestrator.study import Study
 from trainables.flops import CONVENTION
 from trainables.probe import Speed, measure
@@ -31,19 +32,6 @@ START_UPS_HELD = 20
 
 FEW_STEPS = 200
 """Fewer steps leave an optimizer no time to reach the regime that the rules assume (Shallue et al. 2019, arXiv:1811.03600)."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a study may use: one lane runs one worker group at a time."""
-
-    cpus: int
-    gpus: int
-    cpus_per_worker: int = 1
-
-    def lanes(self, workers: int) -> int:
-        """Worker groups of `workers` that fit at once."""
-        return max(1, self.gpus // workers if self.gpus else self.cpus // (workers * self.cpus_per_worker))
 
 
 @dataclass(frozen=True)

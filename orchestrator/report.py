@@ -21,7 +21,7 @@ from analysis.spectral.over_time import loss_correlation
 from orchestrator import findings, report_tables
 from orchestrator.findings import Unit
 from orchestrator.progress import duration
-from orchestrator.report_figures import Part, Picture, inline, law_pictures, parts, spectra_pictures
+from orchestrator.report_figures import Part, Picture, inline, largest_run, law_pictures, parts, spectra_pictures
 from orchestrator.show import MARKS
 from orchestrator.store import StudyStore
 from orchestrator.study import Study, to_yaml
@@ -79,7 +79,8 @@ def build(
     states = {state: n for state in MARKS if (n := int((whole["status"] == state).sum()))}
     good = usable(runs, "val_loss")[0]
     sections = [(part, law_pictures(part, frames["curves"], unit)) for part in every[:MOST_PARTS]]
-    spectral = spectra_pictures(runs, frames["spectra"])
+    largest = largest_run(runs, frames["spectra"])
+    spectral = spectra_pictures(largest)
     pictures = [shown for _, made in sections for shown in made] + spectral
     kept = _fitting(pictures)
     counted = sensitivity(lead.runs, resamples=DRAWS // 2) if len(lead.good) else pd.DataFrame()
@@ -102,6 +103,7 @@ def build(
         "without_figures": [part.label for part in every[MOST_PARTS:]],
         "spectral": spectral,
         "spectral_heading": findings.spectra(frames["spectra"]) if spectral else "",
+        "layers": report_tables.layers_table(largest),
         "correlation": report_tables.correlation_table(_correlation(runs, frames)),
         "inline": {shown.name: inline(shown) for shown in kept},
         "runs_table": report_tables.runs_table(runs) if len(runs) else "",

@@ -108,15 +108,19 @@ def law_pictures(part: Part, curves: pd.DataFrame, unit: Unit) -> list[Picture]:
     ]  # fmt: skip
 
 
-def spectra_pictures(runs: pd.DataFrame, spectra: pd.DataFrame) -> list[Picture]:
-    """Alpha over training and against depth, of the run with most compute among those with spectra."""
+def largest_run(runs: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
+    """The spectra of the run with most compute among those that have any."""
     known = runs[runs["run_key"].isin(spectra["run_key"])]
-    if known.empty:
+    chosen = known.sort_values([C, "run_key"], ascending=[False, True])["run_key"].head(1)
+    return spectra[spectra["run_key"].isin(chosen)]
+
+
+def spectra_pictures(rows: pd.DataFrame) -> list[Picture]:
+    """Alpha over training and against depth, of the spectra of one run."""
+    if rows.empty:
         return []
-    chosen = known.sort_values([C, "run_key"], ascending=[False, True]).iloc[0]
-    rows = spectra[spectra["run_key"] == chosen["run_key"]]
     last = rows[rows["step"] == rows["step"].max()]
-    name = str(chosen["run_key"])
+    name = str(rows["run_key"].iloc[0])
     return [
         picture("alpha-training", findings.alpha_training(rows, name), "Alpha of every layer against training step; untrusted points hollow.",
                 lambda: (spectra_plots.training_figure(rows), _spectra_data(rows))),

@@ -18,7 +18,9 @@ from analysis import tables
 from analysis.laws import Law
 from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import count, flop
+from analysis.plots.spectra import depth_key
 from analysis.plots.study import fraction
+from analysis.spectral import over_time
 from orchestrator.findings import range_of
 from orchestrator.report_figures import Part
 from orchestrator.show import MARKS
@@ -237,6 +239,35 @@ def sensitivity_table(frame: pd.DataFrame) -> str:
         }
     )
     return _html(GT(shown, id="sensitivity"), left=("N counts", "C counts"))
+
+
+def layers_table(rows: pd.DataFrame) -> str:
+    """Where each layer of one run began and ended, and its slopes and changes of level over training; input to output."""
+    moved = over_time.slopes(rows, ("alpha_hill", "stable_rank")) if len(rows) else pd.DataFrame()
+    if moved.empty:
+        return ""
+    slopes = {(row.layer, row.metric): row for row in moved.itertuples()}
+    levels = over_time.changes(rows, ("alpha_hill",))
+    shown = []
+    for layer in sorted({layer for layer, _ in slopes}, key=depth_key):
+        mine = rows[(rows["layer"] == layer) & (rows["status"] == "ok")].sort_values("step")
+        first, last = mine.iloc[0], mine.iloc[-1]
+        steps = levels.loc[levels["layer"] == layer, "step"]
+        line = {"layer": layer}
+        for name, head in (("alpha_hill", "alpha (Hill)"), ("stable_rank", "stable rank")):
+            line[head] = f"{_plain(first[name], '{:.3g}')} → {_plain(last[name], '{:.3g}')}"
+            slope = slopes.get((layer, name))
+            line[f"{head} a decade"] = f"{slope.slope:+.2f} ({slope.lo:+.2f} to {slope.hi:+.2f})" if slope else ""
+        distance = last["distance_from_init"]
+        shown.append(
+            {
+                **line,
+                "‖W − W₀‖/‖W₀‖": _plain(distance, "{:.2f}"),
+                "level changes at": ", ".join(f"{s:,}" for s in steps),
+            }
+        )
+    table = GT(pd.DataFrame(shown), id="layers").tab_style(style.css("white-space: nowrap"), loc.body())
+    return _html(table, left=("layer", "level changes at"))
 
 
 def correlation_table(frame: pd.DataFrame) -> str:

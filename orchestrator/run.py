@@ -16,7 +16,8 @@ from analysis import tables
 from orchestrator import cluster, collect, grid, plan, spectra, sweep, tracking, worker
 from orchestrator.errors import InputError
 from orchestrator.grid import Grid
-from orchestrator.plan import Machine, Plan
+from orchestrator.machine import Machine
+from orchestrator.plan import Plan
 from orchestrator.progress import Follow, duration, say
 from orchestrator.store import LeaseError, StorageError, StudyStore, check_writable, lease, study_root
 from orchestrator.study import Study, load_study, parse_study, to_yaml
@@ -245,7 +246,8 @@ def write_tables(
     """The five tables, of exactly the runs of the present study."""
     keys = pa.array([spec.run_key for spec in specs])
     rows = spectra.stored(store)
-    rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
+    # in one order, since a mean over rows depends on theirs in its last digit, and parts are written as they come
+    rows = tables.sorted_by_key(rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys)), "spectra")
     made = {
         "runs": collect.runs_table(store, specs, ids, study.resources.price_per_hour),
         "curves": collect.curves_table(store, specs),

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.machine import Machine
 from orchestrator.pack import drive_pack
-from orchestrator.plan import Machine, Pack
+from orchestrator.plan import Pack
 from orchestrator.store import StudyStore
 from orchestrator.worker import MAX_DEATHS, Job
 

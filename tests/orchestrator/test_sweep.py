@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from trained import Trained, prepared
 
+from orchestrator.machine import Machine
 from orchestrator.pack import attempt, drive_pack, words_of
-from orchestrator.plan import Machine, Pack
+from orchestrator.plan import Pack
 from orchestrator.run import all_jobs, with_room_for_spectra
 from orchestrator.sweep import (
     NoRoomError,
