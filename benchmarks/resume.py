@@ -27,7 +27,7 @@ import analysis
 STUDY = {
     "name": "resume",
     "task": {"name": "gpt", "layers": 2, "context": 64},
-    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 8192},
+    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 4096},
     "grid": {"width": [16, 32, 64], "data_fraction": ["1", "1/2", "1/4"], "seed": [0, 1]},
     "optim": {"lr": 4e-3, "batch_size": 32, "reference": {"width": 32, "batch_size": 32}},
     "schedule": {"name": "wsd", "warmup": 32768},

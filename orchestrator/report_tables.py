@@ -249,7 +249,7 @@ def layers_table(rows: pd.DataFrame) -> str:
     slopes = {(row.layer, row.metric): row for row in moved.itertuples()}
     levels = over_time.changes(rows, ("alpha_hill",))
     shown = []
-    for layer in sorted({layer for layer, _ in slopes}, key=depth_key):
+    for layer in sorted({str(layer) for layer, _ in slopes}, key=depth_key):
         mine = rows[(rows["layer"] == layer) & (rows["status"] == "ok")].sort_values("step")
         first, last = mine.iloc[0], mine.iloc[-1]
         steps = levels.loc[levels["layer"] == layer, "step"]

@@ -20,7 +20,7 @@ from analysis.plots.esd import esd_figure, short
 from analysis.plots.style import FULL, GREY, QUIET, figure, size_colors
 from analysis.spectral import NATIVE, fit_columns
 
-Rows = Iterable[Mapping[str, Any]]
+Rows = Iterable[Mapping[str, Any]] | pd.DataFrame
 
 TYPES: tuple[tuple[str, str, str], ...] = (
     ("embedding", r"embed|\bwte\b|\bwpe\b", "#999999"),
