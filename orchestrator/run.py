@@ -246,8 +246,7 @@ def write_tables(
     """The five tables, of exactly the runs of the present study."""
     keys = pa.array([spec.run_key for spec in specs])
     rows = spectra.stored(store)
-    # in one order, since a mean over rows depends on theirs in its last digit, and parts are written as they come
-    rows = tables.sorted_by_key(rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys)), "spectra")
+    rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
     made = {
         "runs": collect.runs_table(store, specs, ids, study.resources.price_per_hour),
         "curves": collect.curves_table(store, specs),

@@ -272,9 +272,12 @@ def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
 
 
 def summary_table(spectra: pa.Table) -> pa.Table:
-    """One row a checkpoint: summaries that survive outliers."""
+    """One row a checkpoint: summaries that survive outliers.
+
+    Rows are taken in the order of their keys: a mean depends on the order in its last digit, and parts are written as they come.
+    """
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    light = spectra.drop_columns(["eigenvalues"])
+    light = tables.sorted_by_key(spectra.drop_columns(["eigenvalues"]), "spectra")
     for row in light.to_pylist():
         groups.setdefault((row["run_key"], row["step"], row["profile"]), []).append(row)
     rows = []

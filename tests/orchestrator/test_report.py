@@ -480,3 +480,23 @@ def test_what_is_said_of_the_laws_counts_them(finished):
 )
 def test_status_in_words(states, said):
     assert findings.status(states) == said
+
+
+def test_the_table_of_layers_has_slopes_and_the_step_of_a_change():
+    """A layer whose alpha falls by 0.5 a decade and drops at step 1000, and one that was measured at two steps only."""
+    steps = [0, 1, 10, 100, 1000, 10_000, 20_000]
+    alpha = [5.0, 5.01, 4.99, 5.0, 3.01, 3.0, 2.99]
+    base = {"run_key": "r", "profile": "ww-0.7.7", "kind": "dense", "rows": 8, "cols": 8, "status": "ok", "samples": 1}
+    rows = [
+        {**base, "layer": "blocks.0.mlp_in.weight", "step": s, "alpha_hill": a, "stable_rank": 10 - np.log10(max(s, 1)), "distance_from_init": 0.5}
+        for s, a in zip(steps, alpha, strict=True)
+    ]  # fmt: skip
+    rows += [{**base, "layer": "head.weight", "step": s, "alpha_hill": 2.0} for s in (0, 10)]
+    page = report_tables.layers_table(tables.to_pandas(tables.from_rows(rows, tables.SPECTRA)))
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells[0] == "blocks.0.mlp_in.weight"
+    assert cells[1] == "5 → 2.99"
+    assert cells[4].startswith("-1.00 (-1.00 to -1.00)")
+    assert cells[-1] == "1,000"
+    assert "head.weight" not in page
+    assert report_tables.layers_table(tables.to_pandas(tables.from_rows([], tables.SPECTRA))) == ""
