@@ -27,10 +27,10 @@ import analysis
 STUDY = {
     "name": "resume",
     "task": {"name": "gpt", "layers": 2, "context": 64},
-    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 4096},
+    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 3072},
     "grid": {"width": [16, 32, 64], "data_fraction": ["1", "1/2", "1/4"], "seed": [0, 1]},
     "optim": {"lr": 4e-3, "batch_size": 32, "reference": {"width": 32, "batch_size": 32}},
-    "schedule": {"name": "wsd", "warmup": 32768},
+    "schedule": {"name": "wsd", "warmup": 16384},
     "train": {"checkpoints": 6, "resume_every_s": 1.0},
     "report": False,
 }
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["SCALESPEC_GIT_COMMIT"] = "benchmark"  # a commit made meanwhile is no difference between the studies
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "study.yaml"
