@@ -64,8 +64,7 @@ def run(
     from orchestrator.study import load_study
 
     load_study(study, set_ or ())  # what is wrong with the file is said before anything starts
-    # importing torch takes as long as starting Ray's processes, so both go on at once
-    threading.Thread(target=importlib.import_module, args=("orchestrator.run",), daemon=True).start()
+    threading.Thread(target=_import_the_rest, daemon=True).start()
     again = " ".join(
         [
             "scalespec run",
@@ -86,6 +85,12 @@ def run(
 
     show.outcome(outcome, again)
     raise typer.Exit(outcome.exit_code)
+
+
+def _import_the_rest() -> None:
+    """What a study needs beside Ray: importing it takes as long as starting Ray's processes, so both go on at once."""
+    for name in ("orchestrator.run", "torch._dynamo"):  # the latter comes with the first optimizer
+        importlib.import_module(name)
 
 
 @app.command()
