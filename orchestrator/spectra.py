@@ -54,7 +54,8 @@ class Reference:
 
     @property
     def cost(self) -> float:
-        return spectral.cost(self.shape, self.kind)
+        others = (self.init is not None) + (self.previous is not None)
+        return spectral.cost(self.shape, self.kind, decompositions=2 + others)
 
 
 @dataclass(frozen=True)

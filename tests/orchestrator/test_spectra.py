@@ -161,8 +161,8 @@ def test_blocks_hold_every_reference_once_costliest_first(sides, cpus):
 
 
 def test_a_large_matrix_stands_alone_and_small_ones_together():
-    made = blocks([ref(1024, 0), *(ref(16, at) for at in range(1, 101))], cpus=2)
-    assert [r.shape for r in made[0]] == [(1024, 1024)]
+    made = blocks([ref(4096, 0), *(ref(16, at) for at in range(1, 101))], cpus=2)
+    assert [r.shape for r in made[0]] == [(4096, 4096)]
     assert len(made) <= 4
 
 
