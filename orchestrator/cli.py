@@ -132,31 +132,47 @@ def spectra(
 
 @app.command()
 def fit(
-    table: Annotated[str, typer.Argument(help="CSV or Parquet", metavar="TABLE")],
+    table: Annotated[str, typer.Argument(help="CSV, Parquet, or mlflow:EXPERIMENT", metavar="TABLE")],
     loss: Annotated[str, typer.Option(help="column of the loss", metavar="COL")],
     n: Annotated[str | None, typer.Option("--n", help="column of the parameters", metavar="COL")] = None,
     d: Annotated[str | None, typer.Option("--d", help="column of the samples", metavar="COL")] = None,
     c: Annotated[str | None, typer.Option("--c", help="column of the FLOPs", metavar="COL")] = None,
-    form: Annotated[str, typer.Option(help="form of the law")] = "chinchilla",
+    unique: Annotated[str | None, typer.Option(help="column of the distinct samples", metavar="COL")] = None,
+    form: Annotated[
+        str, typer.Option(help="chinchilla, kaplan, power, data-constrained or isoflop", metavar="FORM")
+    ] = "chinchilla",
     delta: Annotated[float | None, typer.Option(help="Huber threshold on log loss; default: measured or 1e-3")] = None,
     drop_highest: Annotated[int, typer.Option(help="leave out the K highest losses", metavar="K", min=0)] = 0,
     where: Annotated[str | None, typer.Option(help="keep rows where this holds", metavar="EXPR")] = None,
+    unit: Annotated[str | None, typer.Option(help="of the loss: nats, bits or bpb", metavar="UNIT")] = None,
     out: Annotated[str | None, typer.Option(help="write the law as JSON", metavar="F")] = None,
+    plot: Annotated[str | None, typer.Option(help="draw it as .svg, .png or .pdf", metavar="F")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; default: MLFLOW_TRACKING_URI", metavar="U")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """A fit of anyone's table, with intervals and a verdict."""
     from orchestrator import fit as fitting
-    from orchestrator import show
+    from orchestrator import show, user_table
 
-    frame = fitting.select(fitting.read_table(table), where)
-    data, said = fitting.points(frame, fitting.Columns(loss, n, d, c), drop_highest)
+    fitting.check_request(unit, plot)
+    fitting.form_of(form)
+    columns = fitting.Columns(loss, n, d, c, unique)
+    frame, left_out = user_table.read_table(table, tracking_uri), 0
+    if table.startswith(user_table.MLFLOW):
+        frame, left_out = user_table.with_values(frame, columns.named().values())
+    data, said = fitting.points(user_table.select(frame, where), columns, drop_highest, form)
     law = fitting.certify(data, form=form, delta=delta)
     if out is not None:
         fitting.write(law, out)
+    if plot is not None:
+        fitting.draw(law, data, columns, plot, form, unit)
     if json_:
         print(json.dumps(law.to_json(), indent=1))
     else:
-        show.law(law, said)
+        notes = [said, f"{left_out} runs without these columns" if left_out else "", fitting.in_nats(law, unit)]
+        show.law(law, "; ".join(filter(None, notes)))
 
 
 @app.command()

@@ -56,10 +56,12 @@ def _headline(law: Law) -> str:
     if law.excluded:
         points += f" ({len(law.excluded)} left out)"
     if law.form == "chinchilla":
+        counted = say.get("n_opt_exponent")
+        other = f", and as C^{_range(counted)} for the FLOP given" if counted is not None else ""
         return (
             f"From {points}, the loss falls as N^−α with α = {_range(say['alpha'])} and as D^−β with β = "
             f"{_range(say['beta'])} towards a floor E = {_range(say['E'])}; the best model size then grows as C^a with "
-            f"a = {_range(say['a'])} where C = 6ND ({sure})."
+            f"a = {_range(say['a'])} where C = 6ND{other} ({sure})."
         )
     if law.form in ("n_opt", "isoflop"):
         return (

@@ -20,6 +20,8 @@ HALF, FULL = 3.3, 6.8
 """Widths in inches of a one-column and a two-column figure."""
 
 GREY, QUIET, EXCLUDED = "#666666", "#bbbbbb", "#c1440e"
+DARK = "#433e85"
+"""A point of the sequential map, for data of one colour."""
 
 RC = {
     "svg.fonttype": "none",
@@ -58,6 +60,12 @@ def to_svg(fig: Figure) -> str:
         fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def save(fig: Figure, path: str) -> None:
+    """Writes the figure in the format of the path's ending. Raises OSError."""
+    with mpl.rc_context(RC):
+        fig.savefig(path)
 
 
 def sizes_map() -> Colormap:

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from user_tables import TRUTH, complaint, surface
 
+from analysis.laws import FitStatus, data_constrained_loss
 from orchestrator.errors import InputError
-from orchestrator.fit import Columns, certify, points, read_table, select, write
-
-TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
-"""The published law (https://arxiv.org/abs/2203.15556, eq. 10)."""
-
-
-def surface() -> pd.DataFrame:
-    """The law without noise, on a grid of sizes and data."""
-    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e10, 6), np.geomspace(1e8, 1e11, 6)))
-    loss = TRUTH["E"] + TRUTH["A"] * n ** -TRUTH["alpha"] + TRUTH["B"] * d ** -TRUTH["beta"]
-    return pd.DataFrame({"N": n, "D": d, "C": 6 * n * d, "loss": loss, "seed": np.arange(len(n)) % 2})
-
-
-@pytest.fixture(params=[",", ";", "\t", "|"])
-def separator(request) -> str:
-    return request.param
-
-
-def complaint(function, *arguments) -> str:
-    with pytest.raises(InputError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from orchestrator.fit import FORMS, Columns, certify, check_request, draw, in_nats, points, write
 
 
 def test_an_exact_surface_gives_its_own_law():
@@ -52,7 +31,7 @@ def test_an_exact_surface_gives_its_own_law():
         (Columns("loss", "N", "D"), "C = 6ND"),
         (Columns("loss", "N", None, "C"), "D = C / 6N"),
         (Columns("loss", None, "D", "C"), "N = C / 6D"),
-        (Columns("loss", "N", "D", "C"), "N, D and C as given"),
+        (Columns("loss", "N", "D", "C"), "N, D and C as given, C = 1 × 6ND"),
     ],
 )
 def test_the_third_follows_from_two(columns, words):
@@ -60,96 +39,6 @@ def test_the_third_follows_from_two(columns, words):
     assert said == words
     for name, column in (("n", "N"), ("d", "D"), ("c", "C"), ("loss", "loss")):
         assert data[name].to_numpy() == pytest.approx(surface()[column].to_numpy())
-
-
-def test_any_of_the_usual_separators_will_do(tmp_path, separator):
-    path = tmp_path / "t.csv"
-    surface().to_csv(path, sep=separator, index=False)
-    pd.testing.assert_frame_equal(read_table(str(path)), surface())
-
-
-def test_one_column_is_one_column(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("loss\n1.5\n2.5\n")
-    assert read_table(str(path))["loss"].tolist() == [1.5, 2.5]
-
-
-def test_a_byte_order_mark_and_a_zipped_file_are_read(tmp_path):
-    surface().to_csv(tmp_path / "bom.csv", index=False, encoding="utf-8-sig")
-    surface().to_csv(tmp_path / "t.csv.gz", index=False)
-    for name in ("bom.csv", "t.csv.gz"):
-        pd.testing.assert_frame_equal(read_table(str(tmp_path / name)), surface())
-
-
-def test_parquet_is_read_exactly(tmp_path):
-    surface().to_parquet(tmp_path / "t.parquet")
-    pd.testing.assert_frame_equal(read_table(str(tmp_path / "t.parquet")), surface(), check_exact=True)
-
-
-def test_a_study_s_own_table_is_read(tmp_path):
-    table = pa.table({"params_matmul": pa.array([1, None]), "val_loss": [1.0, 2.0]})
-    pq.write_table(table, tmp_path / "runs.parquet")
-    assert read_table(str(tmp_path / "runs.parquet"))["params_matmul"].isna().tolist() == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("empty.csv", b""), ("binary.csv", bytes(range(256))), ("not.parquet", b"PAR1 and no more"), ("ragged.csv", b"a,b\n1,2,3,4\n1\n5,6,7,8,9\n")],
-)  # fmt: skip
-def test_what_is_no_table_is_refused_by_name(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    try:
-        message = complaint(read_table, str(path))
-    except pytest.fail.Exception:
-        # a ragged file may be read; its columns are then refused
-        message = complaint(points, read_table(str(path)), Columns("loss", "N", "D"))
-    assert name in message or "--loss" in message
-
-
-def test_a_hostile_parquet_file_is_not_converted(tmp_path):
-    storage = pa.array([b"0" * 16], pa.binary(16))
-    pq.write_table(pa.table({"x": pa.ExtensionArray.from_storage(pa.uuid(), storage)}), tmp_path / "t.parquet")
-    assert "extension type" in complaint(read_table, str(tmp_path / "t.parquet"))
-
-
-def test_missing_files_and_folders(tmp_path):
-    assert complaint(read_table, str(tmp_path / "absent.csv")).endswith("absent.csv: no such file")
-    assert "no such file" in complaint(read_table, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("where", "count"),
-    [(None, 36), ("seed == 0", 18), ("N > 1e8 and D < 1e10", 16), ("seed in [0, 1]", 36), ("`seed` == 0", 18)],
-)
-def test_where_keeps_rows(where, count):
-    assert len(select(surface(), where)) == count
-
-
-def test_a_condition_on_what_is_null_does_not_hold():
-    frame = pd.DataFrame({"steps": pd.array([1, None, 3], dtype="Int64")})
-    assert select(frame, "steps > 1").index.tolist() == [2]
-    assert select(frame, "steps != 1").index.tolist() == [2]
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        "nothing > 1",
-        "N >",
-        "__import__('os').system('true')",
-        "@pd",
-        "N + 1",
-        "seed",
-        "'a'",
-        "loss.to_csv('x')",
-        "loss.map(print) > 0",
-    ],
-)
-def test_a_condition_that_is_none_is_named(where, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert f"--where {where}" in complaint(select, surface(), where)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0, -1.0, "text", None])
@@ -206,3 +95,136 @@ def test_the_law_is_written_as_json(tmp_path):
     write(law, str(tmp_path / "law.json"))
     assert json.loads((tmp_path / "law.json").read_text()) == law.to_json()
     assert "--out" in complaint(write, law, str(tmp_path / "absent" / "law.json"))
+
+
+# -- the other forms -----------------------------------------------------------------------------------------------------
+
+REPEATED = {**TRUTH, "r_d": 15.4, "r_n": 5.3}
+"""With the half-lives of https://arxiv.org/abs/2305.16264."""
+FORM_COLUMNS = {
+    "chinchilla": Columns("loss", "N", "D"),
+    "kaplan": Columns("loss", "N", "D"),
+    "power": Columns("loss", n="N"),
+    "data-constrained": Columns("loss", "N", "D", unique="U"),
+    "isoflop": Columns("loss", "N", c="C"),
+}
+
+
+def repeated() -> pd.DataFrame:
+    """The law for repeated data, without noise: up to 60 epochs of three amounts of text."""
+    n, u, epochs = (
+        axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 5), [1e8, 1e9, 1e10], [1, 4, 16, 60], indexing="ij")
+    )
+    return pd.DataFrame({"N": n, "D": u * epochs, "U": u, "loss": data_constrained_loss(REPEATED, n, u * epochs, u)})
+
+
+def isoflop() -> pd.DataFrame:
+    """The law at four budgets of seven sizes each."""
+    c, share = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e18, 1e21, 4), np.geomspace(0.1, 10, 7)))
+    n = share * 0.6 * (c / 6) ** 0.45
+    d = c / (6 * n)
+    return pd.DataFrame(
+        {"N": n, "C": c, "loss": TRUTH["E"] + TRUTH["A"] * n ** -TRUTH["alpha"] + TRUTH["B"] * d ** -TRUTH["beta"]}
+    )
+
+
+def table_for(form: str) -> pd.DataFrame:
+    return {"data-constrained": repeated, "isoflop": isoflop}.get(form, surface)()
+
+
+@functools.cache
+def fitted(form: str, resamples: int = 5):
+    data, _ = points(table_for(form), FORM_COLUMNS[form], form=form)
+    return certify(data, form=form, resamples=resamples), data
+
+
+def test_repeated_data_give_their_own_law():
+    law, _ = fitted("data-constrained")
+    for name in ("E", "alpha", "beta", "r_d"):
+        assert law[name] == pytest.approx(REPEATED[name], rel=1e-2), name
+
+
+def test_isoflop_profiles_give_the_exponent_of_the_best_size():
+    law, _ = fitted("isoflop")
+    assert law["a"] == pytest.approx(0.28 / 0.62, abs=0.01)
+
+
+def test_a_power_law_in_one_variable_is_its_slice():
+    frame = surface().query("D == D.max()")
+    data, said = points(frame, Columns("loss", n="N"), form="power")
+    law = certify(data, form="power", resamples=5)
+    assert said == ""
+    assert law["gamma"] == pytest.approx(TRUTH["alpha"], rel=1e-3)
+
+
+def test_kaplan_s_form_has_no_floor():
+    law, _ = fitted("kaplan")
+    assert set(law.params) == {"alpha_n", "alpha_d", "n_c", "d_c"}
+
+
+@pytest.mark.parametrize(
+    ("form", "ending"), [*((form, ".svg") for form in FORMS), ("power", ".png"), ("power", ".pdf")]
+)
+def test_every_form_has_its_figure(form, ending, tmp_path):
+    law, data = fitted(form)
+    path = tmp_path / f"law{ending}"
+    draw(law, data, FORM_COLUMNS[form], str(path), form, "bpb")
+    start = path.read_bytes()[:200]
+    assert {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}[ending] in start
+    if ending == ".svg":
+        assert "loss (bpb)" in path.read_text()
+    assert "--plot" in complaint(draw, law, data, FORM_COLUMNS[form], str(tmp_path / "absent" / "a.svg"), form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_law_without_parameters_is_drawn_as_such(form, tmp_path):
+    frame = table_for(form)
+    frame = frame.assign(N=frame["N"].iloc[0]).drop(columns="C", errors="ignore").assign(C=1e18)
+    data, _ = points(frame, FORM_COLUMNS[form], form=form)
+    law = certify(data, form=form, resamples=5)
+    assert FitStatus.TOO_FEW_POINTS in law.status
+    assert not law.params
+    draw(law, data, FORM_COLUMNS[form], str(tmp_path / "law.png"), form)
+    assert (tmp_path / "law.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("form", "columns", "words"),
+    [
+        ("power", Columns("loss", "N", "D"), "--form power: give one of --n, --d and --c"),
+        ("power", Columns("loss"), "--form power: give one of"),
+        ("data-constrained", Columns("loss", "N", "D"), "give --unique"),
+        ("chinchilla", Columns("loss", "N", "D", unique="U"), "--unique: only the form data-constrained"),
+    ],
+)
+def test_columns_that_do_not_suit_the_form_are_refused(form, columns, words):
+    def read() -> None:
+        points(repeated(), columns, form=form)
+
+    assert words in complaint(read)
+
+
+def test_what_cannot_be_asked_is_said_before_the_fit():
+    assert "--unit nat: not one of nats, bits, bpb" in complaint(check_request, "nat", None)
+    assert "--plot law.jpg: the name of a figure ends in one of .svg, .png, .pdf" in complaint(
+        check_request, None, "law.jpg"
+    )
+    data, _ = points(isoflop(), FORM_COLUMNS["isoflop"], form="isoflop")
+
+    def fit_with_delta() -> None:
+        certify(data, form="isoflop", delta=0.1)
+
+    assert "--delta: the form isoflop has no Huber threshold" in complaint(fit_with_delta)
+
+
+def test_a_floor_in_bits_is_also_said_in_nats():
+    law, _ = fitted("chinchilla")
+    assert in_nats(law, None) == in_nats(law, "nats") == ""
+    assert in_nats(law, "bits") == f"E in nats per token: {law['E'] * np.log(2):.4g}"
+    assert "per byte" in in_nats(law, "bpb")
+
+
+def test_compute_in_another_unit_is_asked_about():
+    frame = surface().assign(C=surface()["C"] / 8.64e19)
+    _, said = points(frame, Columns("loss", "N", "D", "C"))
+    assert "single units?" in said
