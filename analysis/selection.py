@@ -6,7 +6,7 @@ score by resampling examples; and show what the best of n trials is worth on ave
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,8 @@ class Selection:
     """The same lead in the report; negative: the runner-up is better there."""
     configurations: int
     fresh_seeds: bool
+    scores: pd.DataFrame = field(compare=False, repr=False)
+    """One row a configuration, the best first: its loss where it was `selected` and where it was `reported`."""
 
     @property
     def luck(self) -> float:
@@ -176,6 +178,7 @@ def select(
         margin_honest=float(reports[second] - reports[winner]),
         configurations=len(scores),
         fresh_seeds=fresh,
+        scores=pd.DataFrame({"selected": scores, "reported": reports[scores.index]}),
     )
 
 

@@ -93,7 +93,12 @@ CURVES = _schema(
     _field("step", INT, "steps", "optimizer steps done"),
     _field("samples", INT, "images or tokens", "samples processed by then"),
     _field("flops", FLOAT, "FLOP", "flops_train by then"),
-    _field("metric", STR, "", "train_loss, train_loss_ema, val_loss, val_accuracy, lr, grad_norm, samples_per_s …"),
+    _field(
+        "metric",
+        STR,
+        "",
+        "train_loss, train_loss_ema, val_loss, val_accuracy, lr, grad_norm, samples_per_s; for GPT-2 tokens also n_eff_ema, n_eff_batches, n_eff_clamped_ema, n_eff_clamped_batches …",
+    ),
     _field("value", FLOAT, "", "its value"),
 )
 

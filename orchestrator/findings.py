@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.laws import Backtest, FitStatus, Law, Param
+from analysis.laws.effective_params import StudyReading
 from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import count, flop
 from analysis.spectral import fit_columns
@@ -188,6 +189,15 @@ def conventions(frame: pd.DataFrame) -> str:
     """`frame` as from `analysis.laws.sensitivity`."""
     low, high = frame["n_opt_exponent"].min(), frame["n_opt_exponent"].max()
     return f"By the choice of N and C alone, the exponent of the best size runs from {low:.2f} to {high:.2f}"
+
+
+def effective_params(reading: StudyReading) -> str:
+    """What the loss says of the size, and which of its two readings to use."""
+    if reading.refused:
+        return "Effective parameters by constants refitted from these runs"
+    if reading.inflation == reading.inflation:
+        return f"Effective parameters by Kaplan's constants: read from single batches they come out {100 * reading.inflation:+.2g} %"
+    return "Effective parameters by Kaplan's constants"
 
 
 def spectra(rows: pd.DataFrame) -> str:

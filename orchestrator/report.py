@@ -15,13 +15,24 @@ import pyarrow as pa
 
 from analysis import tables
 from analysis.laws import Law, sensitivity, verdict
+from analysis.laws.effective_params import StudyReading, read_study
 from analysis.laws.study import usable
 from analysis.plots.study import fraction
 from analysis.spectral.over_time import loss_correlation
 from orchestrator import findings, report_tables
 from orchestrator.findings import Unit
 from orchestrator.progress import duration
-from orchestrator.report_figures import Part, Picture, inline, largest_run, law_pictures, parts, spectra_pictures
+from orchestrator.report_figures import (
+    Part,
+    Picture,
+    choice,
+    choice_picture,
+    inline,
+    largest_run,
+    law_pictures,
+    parts,
+    spectra_pictures,
+)
 from orchestrator.show import MARKS
 from orchestrator.store import StudyStore
 from orchestrator.study import Study, to_yaml
@@ -81,7 +92,10 @@ def build(
     sections = [(part, law_pictures(part, frames["curves"], unit)) for part in every[:MOST_PARTS]]
     largest = largest_run(runs, frames["spectra"])
     spectral = spectra_pictures(largest)
-    pictures = [shown for _, made in sections for shown in made] + spectral
+    chosen = choice(runs)
+    choosing = [choice_picture(chosen, unit)] if chosen is not None else []
+    effective = _effective(study, runs, frames["curves"])
+    pictures = [shown for _, made in sections for shown in made] + choosing + spectral
     kept = _fitting(pictures)
     counted = sensitivity(lead.runs, resamples=DRAWS // 2) if len(lead.good) else pd.DataFrame()
     listed, more = report_tables.unfinished(whole)
@@ -101,6 +115,7 @@ def build(
         "matrices": report_tables.matrices(whole),
         "sections": [(part.label, made) for part, made in sections],
         "without_figures": [part.label for part in every[MOST_PARTS:]],
+        "choosing": choosing,
         "spectral": spectral,
         "spectral_heading": findings.spectra(frames["spectra"]) if spectral else "",
         "layers": report_tables.layers_table(largest),
@@ -109,6 +124,9 @@ def build(
         "runs_table": report_tables.runs_table(runs) if len(runs) else "",
         "laws_table": report_tables.laws_table(laws),
         "laws_heading": findings.laws(laws),
+        "effective": report_tables.effective_table(effective),
+        "effective_heading": findings.effective_params(effective) if effective else "",
+        "effective_note": _effective_note(effective),
         "sensitivity": report_tables.sensitivity_table(counted),
         "sensitivity_heading": findings.conventions(counted) if len(counted) else "",
         "unfinished": listed,
@@ -215,6 +233,29 @@ def _statuses(law: Law) -> str:
 def _left_out(laws: Sequence[Law]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Law → reasons with the number of runs it left out for each."""
     return [(law.id, Counter(e.reason for e in law.excluded).most_common()) for law in laws if law.excluded]
+
+
+def _effective(study: Study, runs: pd.DataFrame, curves: pd.DataFrame) -> StudyReading | None:
+    """The effective parameters; None where too few runs have finished."""
+    text = study.data.tokenizer is not None or study.task["name"] == "gpt"
+    tokenizer = study.data.tokenizer or ("bytes" if text else None)
+    try:
+        return read_study(runs, curves, kind="text" if text else study.task["name"], tokenizer=tokenizer)
+    except ValueError:
+        return None
+
+
+def _effective_note(reading: StudyReading | None) -> str:
+    if reading is None:
+        return ""
+    constants = reading.constants
+    form = f"L = ({constants.n_c:.3g}/N)^{constants.exponent:.3g}"
+    if reading.refused:
+        return f"Not by Kaplan's: {reading.refused.removeprefix('effective parameters: ').partition('; ')[0]}. Here {form}, {constants.source}, by the averaged training loss of the runs with most data."
+    return (
+        f"{form} ({constants.source}). 1 % of loss is {100 * (1.01 ** (1 / constants.exponent) - 1):.0f} % of N, and the transform is convex:"
+        " smooth first, then transform."
+    )
 
 
 def _correlation(runs: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from great_tables import GT, loc, style
 
 from analysis import tables
 from analysis.laws import Law
+from analysis.laws.effective_params import StudyReading
 from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import count, flop
 from analysis.plots.spectra import depth_key
@@ -239,6 +240,26 @@ def sensitivity_table(frame: pd.DataFrame) -> str:
         }
     )
     return _html(GT(shown, id="sensitivity"), left=("N counts", "C counts"))
+
+
+def effective_table(reading: StudyReading | None) -> str:
+    """The effective parameters of each size, read from the average of the loss and, where recorded, from batches."""
+    if reading is None:
+        return ""
+    frame = reading.table
+    shown = {
+        "width": frame["width"].astype(str),
+        "N without embedding": [f"{x:,.0f}" for x in frame["params"]],
+        "training loss, averaged": [f"{x:.3f}" for x in frame["loss"]],
+        "N_eff of the average": [f"{x:.3g}" for x in frame["n_eff_ema"]],
+    }
+    if "n_eff_batches" in frame:
+        shown |= {
+            "average of N_eff of batches": [_plain(x, "{:.3g}") for x in frame["n_eff_batches"]],
+            "clamped averages": [_plain(x, "{:.1%}") for x in frame["n_eff_clamped_ema"]],
+            "clamped batches": [_plain(x, "{:.1%}") for x in frame["n_eff_clamped_batches"]],
+        }
+    return _html(GT(pd.DataFrame(shown), id="effective"), left=("width",))
 
 
 def layers_table(rows: pd.DataFrame) -> str:

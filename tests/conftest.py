@@ -38,3 +38,14 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("real data not found: set SCALESPEC_SHARED to the folder that holds data/ and golden/")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, one has all tests that use Ray, in order, and begins with them; the others go by file.
+
+    So there is one Ray instance, and its tests, which mostly wait for processes to start, run beside those that compute.
+    """
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables import evaluation, flops, scaling, schedules
+from trainables import effective_params, evaluation, flops, scaling, schedules
 from trainables.checkpoints import DamagedError, RunFolder
 from trainables.evaluation import autocast, to_device
 from trainables.group import Group
@@ -132,6 +132,7 @@ class Trainer:
         self.family_steps = sorted({*family_steps, *self.checkpoints})
         self.counts = prepared.counts(spec.width)
         self.optim = scaling.scaled_optim(spec.optim)
+        self.effective = effective_params.applies(self.task.UNIT, spec.data.tokenizer)
         self.permutation = order(spec.seed, self.data.train_examples)
         self.throughput: list[float] = []
         self.began = self.mark = time.monotonic()
@@ -158,8 +159,10 @@ class Trainer:
             ids = [device.index] if device.type == "cuda" else None
             self.wrapped = nn.parallel.DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
         self.step, self.over_bound, self.seconds = 0, 0, 0.0
-        # ema (uncorrected), sum and count since the last logged point, first loss, best average
-        self.acc = torch.tensor([0.0, 0.0, 0.0, math.nan, math.inf], dtype=torch.float64, device=device)
+        # average (uncorrected), sum and count since the last logged point, first loss, best average; then of the effective
+        # parameters: the average over batches (uncorrected), and how many averages and batches were clamped
+        start = [0.0, 0.0, 0.0, math.nan, math.inf, 0.0, 0.0, 0.0]
+        self.acc = torch.tensor(start, dtype=torch.float64, device=device)
 
     def state(self) -> State:
         """Everything that the next step depends on. Optimizer slots are named after their parameters."""
@@ -341,6 +344,11 @@ class Trainer:
         acc[0] = EMA * acc[0] + (1 - EMA) * loss
         acc[1] += loss
         acc[2] += 1
+        if self.effective:
+            average = acc[0] / (1 - EMA ** (self.step + 1))
+            acc[5] = EMA * acc[5] + (1 - EMA) * effective_params.effective_params(loss.double())
+            acc[6] += average <= effective_params.ENTROPY
+            acc[7] += loss <= effective_params.ENTROPY
 
     def _log(self, io: RunFolder) -> None:
         """Logs the point after `self.step` updates and stops a run that has diverged."""
@@ -360,6 +368,7 @@ class Trainer:
             "grad_norm": norm,
         }
         point["samples_per_s"] = rate
+        point |= self._effective_params(ema)
         self._record(io, {name: value for name, value in point.items() if math.isfinite(value)})
         self.throughput.append(rate)
         self.acc[1:3] = 0.0
@@ -371,6 +380,18 @@ class Trainer:
         self.over_bound = self.over_bound + 1 if ema > bound else 0
         if self.over_bound >= BOUND_COUNT:
             raise DivergedError("loss_bound", self.step, f"averaged training loss {ema:.4g} above {bound:.4g}")
+
+    def _effective_params(self, ema: float) -> dict[str, float]:
+        """Both readings and their clamped shares so far; a batch is what one worker sees of it."""
+        if not self.effective:
+            return {}
+        batches, clamped_ema, clamped_batches = self.group.mean(self.acc[5:8].clone()).tolist()
+        return {
+            "n_eff_ema": effective_params.effective_params(torch.tensor(ema, dtype=torch.float64)).item(),
+            "n_eff_batches": batches / (1 - EMA**self.step),
+            "n_eff_clamped_ema": clamped_ema / self.step,
+            "n_eff_clamped_batches": clamped_batches / self.step,
+        }
 
     def _record(self, io: RunFolder, metrics: Mapping[str, float]) -> None:
         if self.group.rank == 0:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.laws.law import Array, Law, positive
 from analysis.laws.power import fit_power
@@ -124,3 +125,48 @@ def refit_constants(n: Any, loss: Any, **options: Any) -> tuple[Constants, Law]:
             "effective parameters: the loss of these runs does not fall with N, so N cannot be read from it"
         )
     return Constants(law["x_c"], law["gamma"], float(loss.min()), f"refitted from {law.n_used} runs"), law
+
+
+@dataclass(frozen=True)
+class StudyReading:
+    """The effective parameters of the runs with most data, beside the parameters that they have."""
+
+    constants: Constants
+    refused: str
+    """Why Kaplan's constants do not apply; empty where they do."""
+    table: pd.DataFrame
+    """One row a size: width, params (embedding excluded), loss (average of the training loss), n_eff_ema, and where every batch
+    was read too: n_eff_batches, n_eff_clamped_ema, n_eff_clamped_batches."""
+
+    @property
+    def inflation(self) -> float:
+        """By what share the reading of batches exceeds that of the average, the median over sizes; NaN where there is none."""
+        if "n_eff_batches" not in self.table:
+            return float("nan")
+        return float((self.table["n_eff_batches"] / self.table["n_eff_ema"] - 1).median())
+
+
+def read_study(runs: pd.DataFrame, curves: pd.DataFrame, *, kind: str, tokenizer: str | None) -> StudyReading:
+    """N_eff of the finished runs with most data: with Kaplan's constants where they apply, else with constants refitted from them.
+
+    `runs` and `curves` have the columns of `analysis.tables`; `kind` is text or the name of another task. Raises ValueError
+    where too few runs have finished to refit.
+    """
+    done = runs[(runs["status"] == "done") & runs["train_loss_ema"].notna()]
+    most = done[done["samples"] >= 0.999 * done["samples"].max()] if len(done) else done
+    n = (most["params_total"] - most["params_embedding"]).to_numpy(dtype=np.float64)
+    loss = most["train_loss_ema"].to_numpy(dtype=np.float64)
+    constants, refused = KAPLAN, ""
+    try:
+        require_text_in_nats(KAPLAN, kind=kind, tokenizer=tokenizer, unit="nats")
+    except ValueError as error:
+        refused = str(error)
+        constants, _ = refit_constants(n, loss, families=list(most["family_key"]), resamples=0, influence=False)
+    table = pd.DataFrame({"width": most["width"].to_numpy(), "params": n, "loss": loss})
+    table["n_eff_ema"] = effective_params(loss, constants)
+    names = ("n_eff_batches", "n_eff_clamped_ema", "n_eff_clamped_batches")
+    recorded = curves[curves["metric"].isin(names)].sort_values("step")
+    if not refused and len(recorded):
+        last = recorded.pivot_table(index="run_key", columns="metric", values="value", aggfunc="last")
+        table = table.join(last.reindex(most["run_key"]).reset_index(drop=True))
+    return StudyReading(constants, refused, table.groupby("width", as_index=False).mean())
