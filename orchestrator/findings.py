@@ -12,6 +12,7 @@ from analysis.laws import Backtest, FitStatus, Law, Param
 from analysis.laws.effective_params import StudyReading
 from analysis.laws.study import C, D, N, extra_axes
 from analysis.plots.axes import count, flop
+from analysis.selection import Corrected
 from analysis.spectral import fit_columns
 
 DOUBTS = {
@@ -189,6 +190,14 @@ def conventions(frame: pd.DataFrame) -> str:
     """`frame` as from `analysis.laws.sensitivity`."""
     low, high = frame["n_opt_exponent"].min(), frame["n_opt_exponent"].max()
     return f"By the choice of N and C alone, the exponent of the best size runs from {low:.2f} to {high:.2f}"
+
+
+def corrected(found: Corrected, unit: Unit) -> str:
+    """What choosing on all of the validation set hides, by resampling its examples."""
+    return (
+        f"Chosen on all examples and all seeds, the best has a loss of {found.apparent:.4g} {unit.loss}; on examples that had no"
+        f" part in choosing it, {found.corrected:.4g} ({found.lo:.4g} to {found.hi:.4g})."
+    )
 
 
 def effective_params(reading: StudyReading) -> str:

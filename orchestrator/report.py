@@ -20,12 +20,12 @@ from analysis.laws.study import usable
 from analysis.plots.study import fraction
 from analysis.spectral.over_time import loss_correlation
 from orchestrator import findings, report_tables
+from orchestrator.choice import Losses, choose, correct, read_examples
 from orchestrator.findings import Unit
 from orchestrator.progress import duration
 from orchestrator.report_figures import (
     Part,
     Picture,
-    choice,
     choice_picture,
     inline,
     largest_run,
@@ -70,7 +70,8 @@ def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: S
         "spectra": made["spectra"].drop_columns(["eigenvalues"]),
     }  # the bulk of it, and nothing here draws them
     frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary")}
-    page, pictures = build(study, frames, laws, store.read_json("plan.json"))
+    examples = read_examples(store, choose(frames["runs"]))
+    page, pictures = build(study, frames, laws, store.read_json("plan.json"), examples)
     store.files.delete(f"{FOLDER}/figures")
     for shown in pictures:
         if shown.svg:
@@ -80,7 +81,11 @@ def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: S
 
 
 def build(
-    study: Study, frames: Mapping[str, pd.DataFrame], laws: Sequence[Law], plan: Mapping[str, Any] | None = None
+    study: Study,
+    frames: Mapping[str, pd.DataFrame],
+    laws: Sequence[Law],
+    plan: Mapping[str, Any] | None = None,
+    examples: Mapping[str, Losses] | None = None,
 ) -> tuple[str, list[Picture]]:
     """The page and its figures; nothing is read or written."""
     runs, unit = frames["runs"], _unit(study)
@@ -92,8 +97,9 @@ def build(
     sections = [(part, law_pictures(part, frames["curves"], unit)) for part in every[:MOST_PARTS]]
     largest = largest_run(runs, frames["spectra"])
     spectral = spectra_pictures(largest)
-    chosen = choice(runs)
-    choosing = [choice_picture(chosen, unit)] if chosen is not None else []
+    chosen = choose(runs)
+    choosing = [choice_picture(chosen.selection, unit)] if chosen is not None else []
+    corrected = correct(chosen, examples or {})
     effective = _effective(study, runs, frames["curves"])
     pictures = [shown for _, made in sections for shown in made] + choosing + spectral
     kept = _fitting(pictures)
@@ -116,6 +122,7 @@ def build(
         "sections": [(part.label, made) for part, made in sections],
         "without_figures": [part.label for part in every[MOST_PARTS:]],
         "choosing": choosing,
+        "corrected": findings.corrected(corrected, unit) if corrected else "",
         "spectral": spectral,
         "spectral_heading": findings.spectra(frames["spectra"]) if spectral else "",
         "layers": report_tables.layers_table(largest),

@@ -18,7 +18,7 @@ from analysis.plots import spectra as spectra_plots
 from analysis.plots import study as study_plots
 from analysis.plots.selection import selection_figure
 from analysis.plots.style import to_svg
-from analysis.selection import Selection, select
+from analysis.selection import Selection
 from orchestrator import findings
 from orchestrator.findings import Unit
 
@@ -108,20 +108,6 @@ def law_pictures(part: Part, curves: pd.DataFrame, unit: Unit) -> list[Picture]:
         make("drift", findings.drift(rolling), "Each coefficient of the law as larger budgets enter the fit.",
              lambda: _drift(rolling, whole)),
     ]  # fmt: skip
-
-
-def choice(runs: pd.DataFrame) -> Selection | None:
-    """The best configuration of all axes but data and seed, at the most data, chosen on one half and reported on the other."""
-    good = usable(runs, "val_loss")[0]
-    if good.empty:
-        return None
-    good = good[good[D] >= 0.999 * good[D].max()]
-    axes = ["width", *extra_axes(runs)]
-    named = good.assign(configuration=[", ".join(f"{a} {row[a]}" for a in axes) for _, row in good.iterrows()])
-    try:
-        return select(named, "configuration")
-    except ValueError:  # fewer than two configurations
-        return None
 
 
 def choice_picture(found: Selection, unit: Unit) -> Picture:

@@ -129,3 +129,12 @@ def test_missing_columns_and_single_candidates_are_named():
         select(runs([1.0, 2.0]).drop(columns="val_loss_select"), "lr")
     with pytest.raises(ValueError, match="two are needed"):
         select(runs([1.0]), "lr")
+
+
+def test_the_scores_behind_a_choice_are_kept():
+    table = runs([1.0, 0.5, 0.9])
+    found = select(table, "lr")
+    assert list(found.scores.index)[:2] == [found.winner, found.runner_up]
+    assert found.scores["selected"].iloc[0] == found.apparent
+    assert found.scores["reported"].iloc[0] == found.honest
+    assert found.scores["selected"].is_monotonic_increasing

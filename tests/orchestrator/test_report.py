@@ -61,7 +61,8 @@ def runs_of(
                             "params_total": n + 100, "params_embedding": 50, "params_matmul": n, "flops_train": 6.0 * n * d,
                             "flops_6nd": 6.0 * n * d, "flops_matmul": 6.0 * n * d, "flops_causal": 6.0 * n * d,
                             "flops_convention": "executed FLOPs", "val_loss": loss if done else None,
-                            "val_loss_se": 0.01 if done else None, "val_accuracy": float(np.exp(-loss / 3)) if done else None,
+                            "val_loss_se": 0.01 if done else None, "val_loss_select": loss * 1.001 if done else None,
+                            "val_loss_report": loss * 0.999 if done else None, "val_accuracy": float(np.exp(-loss / 3)) if done else None,
                             "train_loss_ema": loss if done else None, "status": status, "error": error, "precision": "fp32",
                             "device": "cpu", "workers": 1, "duration_s": 3.0, "started_at": pd.Timestamp("2026-01-02T03:04", tz="UTC"),
                             "code_version": "0.1.0+abc", **({"dropout": dropout} if dropout is not None else {}),
@@ -248,6 +249,7 @@ def test_every_figure_is_in_the_page_and_beside_it_with_its_data(finished):
         "drift",
         "alpha-training",
         "alpha-depth",
+        "selection",
     } <= names
     assert {f"{name}.csv" for name in names} == {name for name in files if name.endswith(".csv")}
     for name in names:
@@ -255,6 +257,37 @@ def test_every_figure_is_in_the_page_and_beside_it_with_its_data(finished):
         assert len(pd.read_csv(folder / "report" / "figures" / f"{name}.csv")) > 0
         assert (folder / "report" / "figures" / f"{name}.svg").read_text().startswith("<svg")
     assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text)) == len(names)
+
+
+def test_a_choice_is_reported_where_it_was_not_made(finished):
+    _, page, text, _ = finished
+    assert any(re.search(r"^Chosen from 7 on one half of validation, seed 0, width 64 led", h) for h in page.headings)
+    assert "on the other half, seed 1" in text
+    assert "Chosen on all examples" not in text  # this study has no per-example losses on disk
+
+
+def test_effective_parameters_are_refitted_where_kaplan_s_constants_mean_nothing(finished):
+    _, page, text, _ = finished
+    assert "Effective parameters by constants refitted from these runs" in page.headings
+    assert "Not by Kaplan" in text
+    assert 'id="effective"' in text
+
+
+def test_effective_parameters_of_gpt2_tokens_show_what_batches_add(tmp_path):
+    runs = runs_of(seeds=(0,))
+    last = [
+        {"run_key": run["run_key"], "step": run["steps"], "samples": run["samples"], "flops": run["flops_train"], "metric": m, "value": v}
+        for run in runs.to_pylist()
+        for m, v in (("n_eff_batches", 1e9), ("n_eff_clamped_ema", 0.0), ("n_eff_clamped_batches", 0.25))
+    ]  # fmt: skip
+    made = made_of(runs)
+    made["curves"] = pa.concat_tables([made["curves"], tables.from_rows(last, tables.CURVES)])
+    study = toy(data={"tokenizer": "gpt2"})
+    page, text = write(tmp_path, made, laws_of(runs), study)
+    assert any(
+        h.startswith("Effective parameters by Kaplan's constants: read from single batches") for h in page.headings
+    )
+    assert "25.0%" in text
 
 
 def test_the_embedded_table_is_the_table(finished):

@@ -1,8 +1,17 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.laws import effective_params
-from analysis.laws.effective_params import KAPLAN, ema, read_curve, refit_constants, require_text_in_nats
+from analysis.laws.effective_params import (
+    KAPLAN,
+    Constants,
+    ema,
+    read_curve,
+    read_study,
+    refit_constants,
+    require_text_in_nats,
+)
 
 
 def test_golden_values():
@@ -74,3 +83,61 @@ def test_runs_that_cannot_carry_constants_say_why():
         refit_constants(np.geomspace(1e4, 1e7, 10), np.linspace(1, 2, 10))
     with pytest.raises(ValueError, match="losses"):
         read_curve([1.0, float("nan")])
+
+
+def study(tokenizer_constants=KAPLAN) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs of four sizes, three seeds and two fractions whose losses lie on L(N), and what their loops recorded."""
+    rows = [
+        {
+            "run_key": f"w{w}-{d}-{s}",
+            "family_key": f"w{w}-{s}",
+            "width": w,
+            "status": "done",
+            "samples": d,
+            "params_total": 1000 * w * w + 500,
+            "params_embedding": 500,
+            "train_loss_ema": (tokenizer_constants.n_c / (1000 * w * w)) ** tokenizer_constants.exponent
+            * (1.0 if d == 2000 else 1.5),
+        }
+        for w in (8, 16, 32, 64)
+        for d in (1000, 2000)
+        for s in range(3)
+    ]
+    curves = [
+        {"run_key": row["run_key"], "step": step, "metric": name, "value": value * step}
+        for row in rows
+        for step in (1, 2)
+        for name, value in (
+            ("n_eff_batches", 600.0 * row["width"] ** 2),
+            ("n_eff_clamped_batches", 0.1),
+            ("train_loss", 3.0),
+        )
+    ]
+    return pd.DataFrame(rows), pd.DataFrame(curves)
+
+
+def test_a_study_in_gpt2_tokens_is_read_with_kaplan_s_constants():
+    found = read_study(*study(), kind="text", tokenizer="gpt2")
+    assert found.refused == ""
+    assert list(found.table["width"]) == [8, 16, 32, 64]
+    np.testing.assert_allclose(found.table["n_eff_ema"], found.table["params"])  # at the most data, at the last step
+    np.testing.assert_allclose(found.table["n_eff_batches"], 1.2 * found.table["params"])
+    assert found.inflation == pytest.approx(0.2)
+
+
+def test_a_study_of_anything_else_gets_constants_of_its_own():
+    theirs = Constants(5e9, 0.12, 0.0, "a study")
+    found = read_study(*study(theirs), kind="mnist_cnn", tokenizer=None)
+    assert "mnist_cnn" in found.refused
+    assert found.constants.exponent == pytest.approx(0.12, rel=1e-4)
+    np.testing.assert_allclose(found.table["n_eff_ema"], found.table["params"], rtol=1e-3)
+    assert "n_eff_batches" not in found.table
+    assert np.isnan(found.inflation)
+
+
+def test_a_study_with_too_few_runs_has_no_constants():
+    runs, curves = study()
+    with pytest.raises(ValueError, match="too few"):
+        read_study(runs[runs["width"] == 8], curves, kind="images", tokenizer=None)
+    with pytest.raises(ValueError, match="too few"):
+        read_study(runs.assign(status="failed"), curves, kind="images", tokenizer=None)
