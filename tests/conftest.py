@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _HOME = tempfile.mkdtemp(prefix="scalespec-tests-")
 os.environ.update(
@@ -40,13 +41,28 @@ def shared() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
+WITH_RAY = {f"tests/orchestrator/test_{name}.py" for name in ("cli", "cluster", "job", "own_task", "run", "spectra")}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, one has all tests that use Ray, in order, and begins with them; the others go by file.
+    """The tests that use Ray first: they take longest, and in one process there can be only one of their queue."""
+    items.sort(key=lambda item: item.nodeid.split("::")[0] not in WITH_RAY)
+    for item in items:
+        if item.get_closest_marker("ray") and item.nodeid.split("::")[0] not in WITH_RAY:
+            raise pytest.UsageError(f"{item.nodeid} uses Ray: name its file in WITH_RAY of tests/conftest.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes, one has all tests that use Ray, the others go by file.
 
     So there is one Ray instance, and its tests, which mostly wait for processes to start, run beside those that compute.
     """
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneWithRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "ray" if file in WITH_RAY else file
+
+    return OneWithRay(config, log)
