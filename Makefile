@@ -24,6 +24,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
+	@echo docs/_build/index.html
+
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && $(PYTHON) -c $(FITS) || { echo "scalespec needs CPython 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
