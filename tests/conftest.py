@@ -41,28 +41,34 @@ def shared() -> Path:
     return folder
 
 
-WITH_RAY = {f"tests/orchestrator/test_{name}.py" for name in ("cli", "cluster", "job", "own_task", "run", "spectra")}
+ON_THE_SHARED_RAY = {f"tests/orchestrator/test_{name}.py" for name in ("cli", "cluster", "run", "spectra")}
+WITH_A_RAY_OF_THEIR_OWN = {f"tests/orchestrator/test_{name}.py" for name in ("job", "own_task")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests that use Ray first: they take longest, and in one process there can be only one of their queue."""
-    items.sort(key=lambda item: item.nodeid.split("::")[0] not in WITH_RAY)
+    """What takes longest goes first. Everything on the shared Ray instance is one queue, so its files are named above."""
+
+    def turn(item: pytest.Item) -> int:
+        file = item.nodeid.split("::")[0]
+        return 0 if file in ON_THE_SHARED_RAY else 1 if file in WITH_A_RAY_OF_THEIR_OWN else 2
+
+    items.sort(key=turn)
     for item in items:
-        if item.get_closest_marker("ray") and item.nodeid.split("::")[0] not in WITH_RAY:
-            raise pytest.UsageError(f"{item.nodeid} uses Ray: name its file in WITH_RAY of tests/conftest.py")
+        if "ray_cluster" in getattr(item, "fixturenames", ()) and turn(item):
+            raise pytest.UsageError(f"{item.nodeid}: name its file in ON_THE_SHARED_RAY of tests/conftest.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several processes, one has all tests that use Ray, the others go by file.
+    """With several processes, one has all tests on the shared Ray instance, the others go by file.
 
-    So there is one Ray instance, and its tests, which mostly wait for processes to start, run beside those that compute.
+    These tests mostly wait for processes to start, so they run well beside those that compute.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneWithRay(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "ray" if file in WITH_RAY else file
+            return "ray" if file in ON_THE_SHARED_RAY else file
 
     return OneWithRay(config, log)
