@@ -18,6 +18,9 @@ from trainables.data.tokenizer import tokenizer
 from trainables.task import DataConfig, Dataset, Losses, TaskError
 
 WIDTH_MULTIPLE = 8
+"""Of widths and head dimensions, for the sake of kernels."""
+SMALL, SMALL_MULTIPLE = 16, 2
+"""Widths below SMALL have one head and any even number: where data are few, the best models of small budgets are that small."""
 VOCAB_MULTIPLE = 128
 """Rows of the embedding are padded to this multiple, which keeps the head's matmul on the fast path."""
 
@@ -45,8 +48,10 @@ GPT2_SMALL = Options(layers=12, context=1024, head_dim=64, vocab=50257, biases=T
 def heads(width: int, head_dim: int) -> int:
     """Number of heads: their dimension is the multiple of 8 that divides `width` and is nearest in ratio to `head_dim`.
 
-    Where `head_dim` divides the width that is `head_dim` itself; ties go to more heads.
+    Where `head_dim` divides the width that is `head_dim` itself; ties go to more heads. Widths below 16 have one.
     """
+    if width < SMALL:
+        return 1
     sizes = [size for size in range(WIDTH_MULTIPLE, width + 1, WIDTH_MULTIPLE) if width % size == 0]
     return width // min(sizes, key=lambda size: (abs(math.log(size / head_dim)), size))
 
@@ -136,8 +141,9 @@ class Gpt:
 
     @staticmethod
     def round_width(width: float) -> int:
-        """The nearest multiple of 8, at least 8. Width transfer (muP) wants multiples of `head_dim`; see `heads`."""
-        return max(WIDTH_MULTIPLE, math.floor(width / WIDTH_MULTIPLE + 0.5) * WIDTH_MULTIPLE)
+        """The nearest multiple of 8, below 16 of 2. Width transfer (muP) wants multiples of `head_dim`; see `heads`."""
+        multiple = WIDTH_MULTIPLE if width >= SMALL else SMALL_MULTIPLE
+        return max(multiple, math.floor(width / multiple + 0.5) * multiple)
 
     def load(self, data: DataConfig) -> Dataset:
         """Windows of the text; see `trainables.data.text.load`. The default tokenizer is `bytes`.

@@ -30,15 +30,17 @@ def test_gpt2_small_has_exactly_the_published_parameters():
     assert model.blocks[0].heads == 12
 
 
-def test_widths_round_to_multiples_of_eight():
+def test_widths_round_to_multiples_of_eight_and_small_ones_to_even_numbers():
     ladder = [Gpt.round_width(16 * 2 ** (k / 2)) for k in range(7)]
     assert ladder == [16, 24, 32, 48, 64, 88, 128]
-    assert Gpt.round_width(0.5) == 8
+    assert Gpt.round_width(0.5) == 2
+    assert [Gpt.round_width(width) for width in (3.1, 11.5, 15.5)] == [4, 12, 16]
     assert all(Gpt.round_width(width) == width for width in range(8, 2048, 8))
 
 
 def test_every_width_divides_into_heads():
-    for width in range(8, 1025, 8):
+    assert [heads(width, 16) for width in (2, 8, 12, 14)] == [1, 1, 1, 1]
+    for width in range(16, 1025, 8):
         for head_dim in (16, 64):
             size, rest = divmod(width, heads(width, head_dim))
             assert rest == 0
