@@ -137,6 +137,12 @@ def isoflop_figure(
             axis.set_xscale("log")
         for p, color in zip(found, colors, strict=True):
             parts.profile(left, right, p, color)
+        inside = np.array([p.c for p in found if p.status == "interior"])
+        fitted = law if law and law.params and len(inside) else None
+        if fitted:
+            right.set_yscale("log")
+            parts.size_intervals(right, fitted)
+            parts.curve(right, fitted, inside, lambda q, x: q["G"] * x ** q["a"])
         if found:
             log_axis(left, "x", labels.n)
             log_axis(right, "x", labels.c, flop)
@@ -145,11 +151,8 @@ def isoflop_figure(
         else:
             parts.say(left, "no budget is shared by three sizes")
         left.set_ylabel(labels.loss)
-        inside = np.array([p.c for p in found if p.status == "interior"])
-        if law and law.params and len(inside):
-            parts.size_intervals(right, law)
-            parts.curve(right, law, inside, lambda q, x: q["G"] * x ** q["a"])
-            box(right, f"a = {parts.interval(law.params['a'])}")
+        if fitted:
+            box(right, f"a = {parts.interval(fitted.params['a'])}")
         caption(
             fig,
             parts.law_caption(good, excluded, law)
