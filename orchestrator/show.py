@@ -157,7 +157,33 @@ def law(fitted: Law, said: str) -> None:
         )
     if fitted.params:
         display(shown)
+    for line in best_sizes(fitted):
+        say(line)
     say(verdict(fitted))
+
+
+def best_sizes(fitted: Law) -> list[str]:
+    """What a law of L(N, D) expects to be best for the largest budget of the table, and for ten times that."""
+    from analysis.laws import optimum
+    from analysis.plots.axes import flop
+
+    if fitted.form != "chinchilla" or not fitted.params or fitted.evidence is None:
+        return []
+    cost, columns = fitted.diagnostics, fitted.evidence.columns
+    spent = cost["cost_factor"] * columns["n"] ** cost["cost_n_exponent"] * columns["d"] ** cost["cost_d_exponent"]
+    lines = []
+    for budget, where in ((float(spent.max()), "the largest budget"), (10 * float(spent.max()), "ten times that")):
+        best = optimum(fitted, budget)
+        said = [
+            f"{letter} = {name(p.value)}" + ("" if p.lo is None or p.hi is None else f" [{name(p.lo)}, {name(p.hi)}]")
+            for letter, name, p in (
+                ("N", count, best["n"]),
+                ("D", count, best["d"]),
+                ("loss", "{:.4g}".format, best["loss"]),
+            )
+        ]
+        lines.append(f"best at {flop(budget)} FLOP, {where}: {', '.join(said)}")
+    return lines
 
 
 def spectra(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -180,6 +206,21 @@ def spectra(rows: Sequence[Mapping[str, Any]]) -> None:
         ]
         shown.add_row(*([str(row["step"]), *cells] if len(steps) > 1 else cells))
     display(shown)
+    say(believed(rows))
+
+
+def believed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many exponents can be trusted, and what speaks against the others, most often first."""
+    trusted = sum(row.get("trusted") is True for row in rows)
+    against = Counter(
+        reason
+        for row in rows
+        if row.get("trusted") is not True
+        for reason in (row.get("why") or row["status"].replace("_", " ")).split("; ")
+    )
+    listed = ", ".join(f"{reason} ({n})" for reason, n in against.most_common(4))
+    said = f"{trusted} of {len(rows)} exponents can be trusted"
+    return f"{said}; against the others: {listed}" if listed else said
 
 
 def _cell(value: Any) -> str:

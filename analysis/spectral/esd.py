@@ -154,7 +154,7 @@ def spectrum(layer: Layer, *, precision: str = "float64", device: str = "cpu") -
         sigma = np.sqrt(values)
         if values[0] <= digits * values[-1]:
             if precision == "float64":
-                sigma = np.sort(_svd(matrix)) * layer.factor**0.5
+                sigma = np.sort(_singular_values(matrix, device)) * layer.factor**0.5
                 values = sigma * sigma
                 rank_loss += int(np.count_nonzero(sigma <= sigma[-1] * layer.N * np.finfo(np.float64).eps))
             else:
@@ -216,8 +216,14 @@ def gram(matrix: Array, precision: str = "float64") -> Array:
     return total
 
 
-def _svd(matrix: Array) -> Floats:
-    return np.asarray(scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False), dtype=np.float64)
+def _singular_values(matrix: Array, device: str) -> Floats:
+    """In float64, on the GPU where the eigenvalues are taken there: a fallback on the CPU would cost fifteen of them."""
+    if not use_gpu(device):
+        return np.asarray(scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False), dtype=np.float64)
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(torch.linalg.svdvals(torch.from_numpy(np.ascontiguousarray(matrix)).cuda().double()).cpu())
 
 
 def check_options(kind: str, profile: str, precision: str, device: str) -> None:

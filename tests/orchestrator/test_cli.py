@@ -301,6 +301,8 @@ def test_fit_prints_the_law_with_intervals_and_verdict(scalespec, table):
     words = [line.split() for line in said.out.splitlines()]
     found = {line[0]: float(line[1]) for line in words if line and line[0] in ("alpha", "beta", "E")}
     assert found == pytest.approx({"alpha": 0.34, "beta": 0.28, "E": 1.69}, rel=1e-3)
+    assert said.out.count("best at ") == 2
+    assert "the largest budget: N = " in said.out
 
 
 def test_fit_as_json_and_into_a_file(scalespec, table, tmp_path):
