@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
 
 from analysis import spectral, tables
 from orchestrator import weights
@@ -24,6 +26,7 @@ def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
         raise InputError(f"--profile {profile}: not one of {', '.join(spectral.PROFILES)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows: list[Row] = []
+    errors = Console(stderr=True)
     for path in paths:
         try:
             refs = weights.references(_of_run(Path(path)), every=profile != spectral.WW)
@@ -31,7 +34,9 @@ def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
             raise InputError(str(error)) from error
         first: dict[str, Any] = {}
         previous: dict[str, Any] = {}
-        for ref in refs:
+        for ref in track(
+            refs, description=Path(path).name, console=errors, transient=True, disable=not errors.is_terminal
+        ):
             try:
                 weight = weights.read(ref)
             except weights.WeightsError as error:
