@@ -138,6 +138,10 @@ def fit(
     d: Annotated[str | None, typer.Option("--d", help="column of the samples", metavar="COL")] = None,
     c: Annotated[str | None, typer.Option("--c", help="column of the FLOPs", metavar="COL")] = None,
     unique: Annotated[str | None, typer.Option(help="column of the distinct samples", metavar="COL")] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="column: runs with one value share noise and are resampled together", metavar="COL"),
+    ] = None,
     form: Annotated[
         str, typer.Option(help="chinchilla, kaplan, power, data-constrained or isoflop", metavar="FORM")
     ] = "chinchilla",
@@ -158,7 +162,7 @@ def fit(
 
     fitting.check_request(unit, plot)
     fitting.form_of(form)
-    columns = fitting.Columns(loss, n, d, c, unique)
+    columns = fitting.Columns(loss, n, d, c, unique, family)
     frame, left_out = user_table.read_table(table, tracking_uri), 0
     if table.startswith(user_table.MLFLOW):
         frame, left_out = user_table.with_values(frame, columns.named().values())

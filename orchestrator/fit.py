@@ -37,6 +37,8 @@ class Columns:
     d: str | None = None
     c: str | None = None
     unique: str | None = None
+    family: str | None = None
+    """Runs of one family share noise (a trunk, a seed), so intervals resample them together."""
 
     def named(self) -> dict[str, str]:
         """Option → column, of those given."""
@@ -77,6 +79,12 @@ def points(
         out[name] = positive_numbers(frame, f"--{name}", column)
     if columns.unique is not None:
         out["unique"] = positive_numbers(frame, "--unique", columns.unique)
+    if columns.family is not None:
+        if columns.family not in frame.columns:
+            raise InputError(
+                f"--family {columns.family}: no such column; the table has: {', '.join(map(str, frame.columns))}"
+            )
+        out["family"] = frame[columns.family].astype(str).to_numpy()
     said = _third(out, columns) if len(given) > 1 else ""
     if drop_highest:
         out = out.drop(index=out["loss"].nlargest(drop_highest, keep="first").index)
@@ -121,6 +129,8 @@ def certify(data: pd.DataFrame, *, form: str = "chinchilla", delta: float | None
     options: dict[str, Any] = {"resamples": resamples, "keys": [str(at) for at in data.index]}
     if delta is not None:
         options["delta"] = delta
+    if "family" in data:
+        options["families"] = list(data["family"])
     try:
         return asked.fit(data, **options)
     except ValueError as error:

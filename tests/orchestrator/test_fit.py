@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -228,3 +229,18 @@ def test_compute_in_another_unit_is_asked_about():
     frame = surface().assign(C=surface()["C"] / 8.64e19)
     _, said = points(frame, Columns("loss", "N", "D", "C"))
     assert "single units?" in said
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "power", "isoflop"])
+def test_runs_of_one_family_are_resampled_together(form):
+    frame = table_for(form)
+    frame = frame.assign(trunk=np.arange(len(frame)) % 8)
+    columns = dataclasses.replace(FORM_COLUMNS[form], family="trunk")
+    data, _ = points(frame, columns, form=form)
+    assert "8 families" in certify(data, form=form, resamples=100).resampling
+    missing = dataclasses.replace(columns, family="seed of the trunk")
+
+    def read() -> None:
+        points(frame, missing, form=form)
+
+    assert complaint(read).startswith("--family seed of the trunk: no such column; the table has: ")
