@@ -15,7 +15,7 @@ import pandas as pd
 from analysis import laws
 from analysis.laws import Law
 from orchestrator.errors import InputError
-from orchestrator.user_table import positive_numbers
+from orchestrator.user_table import column_of, positive_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,12 +80,8 @@ def points(
     if columns.unique is not None:
         out["unique"] = positive_numbers(frame, "--unique", columns.unique)
     if columns.family is not None:
-        if columns.family not in frame.columns:
-            raise InputError(
-                f"--family {columns.family}: no such column; the table has: {', '.join(map(str, frame.columns))}"
-            )
-        out["family"] = frame[columns.family].astype(str).to_numpy()
-    said = _third(out, columns) if len(given) > 1 else ""
+        out["family"] = column_of(frame, "--family", columns.family).astype(str).to_numpy()
+    said = _third(out) if len(given) > 1 else ""
     if drop_highest:
         out = out.drop(index=out["loss"].nlargest(drop_highest, keep="first").index)
         said = "; ".join(filter(None, [said, f"without the {drop_highest} highest losses"]))
@@ -94,7 +90,7 @@ def points(
     return out, said
 
 
-def _third(out: pd.DataFrame, columns: Columns) -> str:
+def _third(out: pd.DataFrame) -> str:
     """Adds the missing one of n, d, c, in place; what was done, in words."""
     if "d" not in out:
         out["d"] = out["c"] / (6 * out["n"])

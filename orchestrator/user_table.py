@@ -129,14 +129,20 @@ def select(frame: pd.DataFrame, where: str | None) -> pd.DataFrame:
     return frame[kept.fillna(False).astype(bool)]
 
 
-def positive_numbers(frame: pd.DataFrame, option: str, column: str) -> np.ndarray:
-    """A column as floats [rows]. Raises InputError naming the option, the column, the row and the remedy."""
+def column_of(frame: pd.DataFrame, option: str, column: str) -> pd.Series[Any]:
+    """A column. Raises InputError naming the option and the columns that there are."""
     if column not in frame.columns:
         raise InputError(f"{option} {column}: no such column; the table has: {', '.join(map(str, frame.columns))}")
-    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=float)
+    return frame[column]
+
+
+def positive_numbers(frame: pd.DataFrame, option: str, column: str) -> np.ndarray:
+    """A column as floats [rows]. Raises InputError naming the option, the column, the row and the remedy."""
+    found = column_of(frame, option, column)
+    values = pd.to_numeric(found, errors="coerce").to_numpy(dtype=float)
     bad = np.flatnonzero(~np.isfinite(values) | (values <= 0))
     if len(bad):
-        what = frame[column].iloc[[bad[0]]].tolist()[0]  # as Python's own type, which prints as itself
+        what = found.iloc[[bad[0]]].tolist()[0]  # as Python's own type, which prints as itself
         raise InputError(
             f"{option} {column}: row {int(bad[0]) + 1} is {what!r}, {len(bad)} such in all; values must be finite and positive:"
             f" leave them out with --where '{column} > 0' or repair them"
