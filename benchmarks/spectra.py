@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from analysis.spectral import NATIVE, WW, analyze
+from analysis.spectral import NATIVE, WW, analyze, each
 from analysis.spectral.power_law import fit
 from orchestrator.weights import read, references
 
@@ -236,9 +236,11 @@ def gpu(args: argparse.Namespace) -> Iterator[Result]:
     spent: dict[str, float] = {}
     for device in ("cpu", "cuda"):
         analyze(layers["wpe"], **PLAIN, profile=NATIVE, device=device)  # libraries load, the device wakes
+        work = partial(analyze, **PLAIN, profile=NATIVE, device=device)
         start = time.perf_counter()
-        rows[device] = [analyze(w, **PLAIN, profile=NATIVE, device=device) for w in layers.values()]
+        found = dict(each(work, list(layers.values()), seconds=0.0, cpus=1, device=device))
         spent[device] = time.perf_counter() - start
+        rows[device] = [found[at] for at in range(len(layers))]
     pairs = list(zip(rows["cpu"], rows["cuda"]))
     worst = max(abs(a["alpha"] / b["alpha"] - 1) for a, b in pairs)
     values = max(np.abs(a["eigenvalues"] - b["eigenvalues"]).max() / a["eigenvalues"][-1] for a, b in pairs)

@@ -115,6 +115,8 @@ def spectra(
     json_: AsJson = False,
 ) -> None:
     """Spectral metrics of any checkpoints, many at once."""
+    # before numpy is imported, and for the processes below: layers side by side are faster than threads within one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from orchestrator import loose_spectra, show
 
     if out is not None:

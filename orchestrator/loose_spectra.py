@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.progress import track
 
 from analysis import spectral, tables
 from orchestrator import weights
+from orchestrator.cluster import cpus_here
 from orchestrator.errors import InputError
 
 Row = dict[str, Any]
@@ -24,33 +25,53 @@ def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
     """Rows of every layer under the paths, checkpoints of a folder as a series over steps. Raises InputError."""
     if profile not in spectral.PROFILES:
         raise InputError(f"--profile {profile}: not one of {', '.join(spectral.PROFILES)}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows: list[Row] = []
-    errors = Console(stderr=True)
     for path in paths:
         try:
             refs = weights.references(_of_run(Path(path)), every=profile != spectral.WW)
         except weights.WeightsError as error:
             raise InputError(str(error)) from error
-        first: dict[str, Any] = {}
-        previous: dict[str, Any] = {}
-        for ref in track(
-            refs, description=Path(path).name, console=errors, transient=True, disable=not errors.is_terminal
-        ):
-            try:
-                weight = weights.read(ref)
-            except weights.WeightsError as error:
-                sides = sorted(ref.shape[:2], reverse=True)
-                row: Row = {"layer": ref.layer, "kind": ref.kind, "rows": sides[0], "cols": sides[-1]}
-                found = [row | {"status": "unreadable", "error": str(error)}]
-            else:
-                before = [_like(weight, known.get(ref.layer)) for known in (first, previous)]
-                options = {"kind": ref.kind, "profile": profile, "init": before[0], "previous": before[1]}
-                found = spectral.layer_rows(ref.layer, weight, **options)
-                first.setdefault(ref.layer, weight)
-                previous[ref.layer] = weight
-            rows += [{**row, "run_key": str(path), "step": ref.step, "profile": profile} for row in found]
+        rows += [{**row, "run_key": str(path), "profile": profile} for row in _rows(refs, profile, Path(path).name)]
     return rows
+
+
+def _rows(refs: Sequence[weights.LayerRef], profile: str, name: str) -> list[Row]:
+    """The rows of one path, in the order of the references; layers are analysed side by side."""
+    place = {ref: at for at, ref in enumerate(refs)}
+    series: dict[str, list[weights.LayerRef]] = {}
+    for ref in refs:
+        series.setdefault(ref.layer, []).append(ref)
+    work = list(series.values())
+    costs = [sum(spectral.cost(ref.shape, ref.kind) for ref in steps) for steps in work]
+    order = spectral.shapes_first([steps[0].shape for steps in work], costs)
+    analyse = functools.partial(_layer, profile=profile)
+    found = spectral.each(analyse, [work[at] for at in order], seconds=sum(costs), cpus=cpus_here())
+    errors = Console(stderr=True)
+    shown = track(
+        found, name, total=len(work), console=errors, transient=True, disable=not errors.is_terminal, show_speed=False
+    )
+    pairs = [pair for _, pairs in shown for pair in pairs]
+    return [row for _, rows in sorted(pairs, key=lambda pair: place[pair[0]]) for row in rows]
+
+
+def _layer(steps: Sequence[weights.LayerRef], profile: str) -> list[tuple[weights.LayerRef, list[Row]]]:
+    """The rows of one layer at each step, with its distance from the first and from the last readable one."""
+    out = []
+    first = previous = None
+    for ref in steps:
+        try:
+            weight = weights.read(ref)
+        except weights.WeightsError as error:
+            sides = sorted(ref.shape[:2], reverse=True)
+            row: Row = {"layer": ref.layer, "kind": ref.kind, "rows": sides[0], "cols": sides[-1]}
+            rows = [row | {"status": "unreadable", "error": str(error)}]
+        else:
+            options = {"kind": ref.kind, "profile": profile, "init": _like(weight, first)}
+            rows = spectral.layer_rows(ref.layer, weight, previous=_like(weight, previous), **options)
+            first = weight if first is None else first
+            previous = weight
+        out.append((ref, [{**row, "step": ref.step} for row in rows]))
+    return out
 
 
 def _of_run(path: Path) -> Path:

@@ -4,7 +4,7 @@ from analysis.spectral.analyze import analyze
 from analysis.spectral.esd import KINDS, NATIVE, PROFILES, WW, SpectrumError
 from analysis.spectral.layers import content_key, cost, layer_rows, memory, parts, summarize
 from analysis.spectral.metrics import fit_columns
-from analysis.spectral.nulls import prepare
+from analysis.spectral.parallel import each, shapes_first
 
 __all__ = [
     "KINDS",
@@ -15,10 +15,11 @@ __all__ = [
     "analyze",
     "content_key",
     "cost",
+    "each",
     "fit_columns",
     "layer_rows",
     "memory",
     "parts",
-    "prepare",
+    "shapes_first",
     "summarize",
 ]

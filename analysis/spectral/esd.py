@@ -8,6 +8,7 @@ singular values take over.
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,9 @@ SINGLE_DIGITS = float(np.finfo(np.float32).eps)
 
 BLOCK_BYTES = 64 * 2**20
 """Rows of a matrix converted to float64 at a time: the Gram matrix of an embedding needs no float64 copy of it."""
+
+MATMUL_MODE = threading.Lock()
+"""torch has one precision of float32 products for all threads."""
 
 
 class SpectrumError(ValueError):
@@ -265,16 +269,16 @@ def _gpu_eigenvalues(matrix: Array, precision: str) -> Array | None:
         if tall.shape[0] < tall.shape[1]:
             tall = tall.T
         # TF32 keeps ten bits of the products: https://docs.pytorch.org/docs/stable/notes/cuda.html
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            product = tall.T @ tall
-            if not bool(torch.isfinite(product.trace())):
-                return None
-            found = torch.linalg.eigvalsh(product)
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return np.asarray(found.double().cpu().numpy())
+        with MATMUL_MODE:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                product = tall.T @ tall
+            finally:
+                torch.set_float32_matmul_precision(before)
+        if not bool(torch.isfinite(product.trace())):
+            return None
+        return np.asarray(torch.linalg.eigvalsh(product).double().cpu().numpy())
 
 
 def shuffled(layer: Layer, rng: np.random.Generator) -> Layer:

@@ -13,7 +13,6 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -71,12 +70,6 @@ def null(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0
     enter fits (WeightWatcher's absolute cut at the layer's own scale); it is rounded.
     """
     return _null(N, M, count, native, rounded(cut))
-
-
-def prepare(shapes: Iterable[tuple[int, int, int]], *, native: bool = False) -> None:
-    """Draws and stores the nulls of (N, M, count) shapes, so that parallel workers find them."""
-    for N, M, count in sorted(set(shapes)):
-        null(N, M, count, native=native)
 
 
 def rounded(cut: float) -> float:

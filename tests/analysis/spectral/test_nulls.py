@@ -91,8 +91,3 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     nulls._null.cache_clear()
     assert len(null(20, 10).D) == 3
     nulls._null.cache_clear()
-
-
-def test_prepare_draws_each_shape_once(cache):
-    nulls.prepare([(20, 10, 1), (20, 10, 1), (30, 10, 9)])
-    assert len(list(cache.glob("*.npz"))) == 2
