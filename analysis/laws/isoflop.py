@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator
 
 from analysis.laws import bootstrap
 from analysis.laws.fitting import NARROW
@@ -56,6 +55,8 @@ def minimum(n: Array, loss: Array, method: Method = "akima") -> tuple[float, flo
     if best in (0, len(x) - 1):
         return float("nan"), float("nan"), "smallest" if best == 0 else "largest"
     if method == "akima":
+        from scipy.interpolate import Akima1DInterpolator  # half a second that only this method needs
+
         curve = Akima1DInterpolator(x, y)
         roots = curve.derivative().roots(extrapolate=False)
         candidates = np.append(roots[(roots > x[best - 1]) & (roots < x[best + 1])], x[best])

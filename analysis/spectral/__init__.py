@@ -2,7 +2,7 @@
 
 from analysis.spectral.analyze import analyze
 from analysis.spectral.esd import KINDS, NATIVE, PROFILES, WW, SpectrumError
-from analysis.spectral.layers import content_key, cost, layer_rows, memory, parts, summarize
+from analysis.spectral.layers import content_key, cost, layer_rows, matrices, memory, null_cost, parts, summarize
 from analysis.spectral.metrics import fit_columns
 from analysis.spectral.parallel import each, shapes_first
 
@@ -18,7 +18,9 @@ __all__ = [
     "each",
     "fit_columns",
     "layer_rows",
+    "matrices",
     "memory",
+    "null_cost",
     "parts",
     "shapes_first",
     "summarize",

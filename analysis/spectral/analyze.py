@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.spectral import esd, metrics, over_time, power_law, random_matrix
+from analysis.spectral import esd, metrics, power_law, random_matrix
 from analysis.spectral.esd import NATIVE, WW, Array, Layer, NonFiniteError, Spectrum, SpectrumError
+from analysis.spectral.movement import movement
 from analysis.spectral.power_law import NATIVE_RULE, WW_CUT, WW_RULE, Floats
 from analysis.spectral.trust import MIN_TAIL, UNFIT, Subject, judge
 from analysis.spectral.vectors import vector_metrics
@@ -75,7 +76,7 @@ def analyze(
             raise _Unfit("zero", "every weight is zero, or so small that its square is")
         row |= metrics.scale_metrics(spectrum)
         if init is not None or previous is not None:
-            row |= over_time.movement(weight, kind, init, previous, precision=precision, device=device)
+            row |= movement(weight, kind, init, previous, precision=precision, device=device)
         if profile == NATIVE:
             row["sigma_max"] = float(values[-1]) ** 0.5
             if len(values) < NATIVE_MIN_EVALS:

@@ -28,6 +28,9 @@ ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.01, 0.028, 4e-11, 1.35e-10
 """Seconds of a row, of the bootstrap of a verdict, of a multiplication in a Gram product, and of the eigenvalues over M³: from
 `python benchmarks/spectra.py` on a Xeon of 2.x GHz."""
 
+NULL_S = 1.1e-5
+"""Seconds to draw the null of a shape, over M² (1.7 s for M = 384, 6 s for 768, 10 s for 1,024 on the same Xeon)."""
+
 
 class Part(NamedTuple):
     """A matrix-bearing tensor of its own within a stored tensor."""
@@ -100,10 +103,15 @@ def cost(shape: Sequence[int], kind: str, decompositions: int = 4) -> float:
 
     decompositions: of its matrices; four with the shuffle, the distance from initialisation and the last update.
     """
-    count, long, short = _matrices(shape, kind)
+    count, long, short = matrices(shape, kind)
     rows = count if kind == "dense" else 1
     fixed = ROW_S + (VERDICT_S if short * (count // rows) >= MIN_EVALS else 0.0)
     return float(rows * fixed + decompositions * count * short**2 * (GRAM_S * long + EIG_S * short))
+
+
+def null_cost(count: int, short: int) -> float:
+    """Seconds that drawing the null of `count` matrices with M = short takes, about; the next layer of the shape finds it drawn."""
+    return NULL_S * count * short**2
 
 
 def memory(shape: Sequence[int], kind: str) -> int:
@@ -112,12 +120,12 @@ def memory(shape: Sequence[int], kind: str) -> int:
     The tensor in float64, its shuffle with the words that are sorted, and a few M × M matrices; a rank-deficient matrix takes
     two copies more for its singular values.
     """
-    count, long, short = _matrices(shape, kind)
+    count, long, short = matrices(shape, kind)
     return 8 * (count * long * short * 5 + 6 * short**2) + 2**26
 
 
-def _matrices(shape: Sequence[int], kind: str) -> tuple[int, int, int]:
-    """How many matrices a tensor of this shape holds, their larger and their smaller dimension."""
+def matrices(shape: Sequence[int], kind: str) -> tuple[int, int, int]:
+    """(count, N, M): how many matrices a tensor of this shape holds, their larger and their smaller dimension."""
     if len(shape) < 2:
         return 1, max(1, math.prod(shape)), 1
     if kind == "dense" or len(shape) == 2:

@@ -1,4 +1,4 @@
-"""The same layer at several steps: movement of the weights, slopes, change points, and agreement with the loss.
+"""The same layer at several steps: slopes, change points, and agreement with the loss.
 
 Tables come in as DataFrames with the columns of `analysis.tables.SPECTRA` and `CHECKPOINTS`.
 """
@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.spectral import esd
 from analysis.spectral.esd import Array
-from analysis.spectral.power_law import Floats, hill
+from analysis.spectral.power_law import Floats
 
 METRICS = ("alpha", "alpha_hill", "stable_rank", "log_norm", "log_spectral_norm", "alpha_weighted", "rand_distance")
 WITNESSES = ("rand_distance", "spectral_norm", "distance_from_init")
@@ -23,34 +22,6 @@ WITNESSES = ("rand_distance", "spectral_norm", "distance_from_init")
 KEY = ["run_key", "layer", "profile"]
 MIN_SEGMENT = 2
 """Checkpoints in a level: one alone is a jump of the fit, not a change."""
-
-
-def movement(
-    weight: Array, kind: str, init: Array | None, previous: Array | None, *, precision: str, device: str
-) -> dict[str, Any]:
-    """Distance from initialisation and its largest singular value, and the spectrum of the update since the last checkpoint.
-
-    Norms are those of the tensor itself, whatever the profile does to its eigenvalues. Raises ValueError for other shapes.
-    """
-    row: dict[str, Any] = {}
-    for name, reference in (("init", init), ("update", previous)):
-        if reference is None:
-            continue
-        if reference.shape != weight.shape:
-            raise ValueError(f"weights of shape {weight.shape} cannot be compared with {reference.shape}")
-        change = weight.astype(np.float64) - reference
-        base = float(np.linalg.norm(reference))
-        ratio = float(np.linalg.norm(change)) / base if base > 0 else None
-        row["distance_from_init" if name == "init" else "update_norm"] = ratio
-        try:
-            values = esd.pooled(esd.layer(change, kind, esd.NATIVE), precision=precision, device=device)
-        except esd.NonFiniteError:
-            continue
-        row[f"{name}_sigma_max"] = float(values[-1]) ** 0.5
-        if name == "update" and values[-1] > 0:
-            row["update_stable_rank"] = float(values.sum() / values[-1])
-            row["update_alpha_hill"] = hill(values[values > len(values) * np.finfo(np.float64).eps * values[-1]])
-    return row
 
 
 def slopes(spectra: pd.DataFrame, metrics: Sequence[str] = METRICS, level: float = 0.9) -> pd.DataFrame:

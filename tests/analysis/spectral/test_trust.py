@@ -9,7 +9,14 @@ from scipy import optimize, stats
 from analysis.spectral import analyze
 from analysis.spectral.nulls import wishart_eigenvalues
 from analysis.spectral.power_law import WW_RULE, Fit
-from analysis.spectral.trust import exponential_log_density, interval, lognormal_log_density, modes, vuong
+from analysis.spectral.trust import (
+    exponential_log_density,
+    interval,
+    lognormal_log_density,
+    modes,
+    prominent_peaks,
+    vuong,
+)
 
 PLAIN = {"kind": "dense", "keep_eigenvalues": False, "precision": "float32"}
 
@@ -176,3 +183,14 @@ def test_modes_of_one_two_and_no_bump():
     assert modes(np.ones(10)) == 1
     false_alarms = [modes(np.sort(rng.pareto(1.5, n) + 1)) > 1 for n in (20, 50, 100) for _ in range(200)]
     assert np.mean(false_alarms) < 0.01
+
+
+def test_prominent_peaks_are_those_of_scipy():
+    from scipy.signal import find_peaks
+
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        density = np.abs(np.cumsum(rng.standard_normal(rng.integers(1, 60))))
+        prominence = rng.uniform(0.01, 3)
+        expected = find_peaks(np.pad(density, 1), prominence=prominence)[0]
+        assert prominent_peaks(density, prominence) == len(expected)
