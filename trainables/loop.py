@@ -22,6 +22,7 @@ from trainables import effective_params, evaluation, flops, scaling, schedules
 from trainables.checkpoints import DamagedError, RunFolder
 from trainables.evaluation import autocast, to_device
 from trainables.group import Group
+from trainables.optimizer import optimizer, step
 from trainables.steps import branch_of, checkpoint_steps, is_logged, steps_of
 from trainables.task import (
     DataChangedError,
@@ -152,7 +153,7 @@ class Trainer:
         scaling.apply_width_init(self.model, reference, spec.optim.width_rule)
         self.model.to(device)
         groups = scaling.param_groups(self.model, reference, spec.optim.width_rule, self.optim)
-        self.optimizer = _optimizer(spec.optim.name, groups, self.optim)
+        self.optimizer = optimizer(spec.optim.name, groups, self.optim)
         self.parameters = dict(self.model.named_parameters())
         self.wrapped: nn.Module = self.model
         if self.group.world > 1:
@@ -294,7 +295,7 @@ class Trainer:
                 loss = self.task.losses(self.wrapped, batch).loss_B.mean()
             loss.backward()  # type: ignore[no-untyped-call]
             self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-            self.optimizer.step()
+            step(self.optimizer)
             self.optimizer.zero_grad(set_to_none=True)
             self._accumulate(loss.detach())
             self.step += 1
@@ -467,16 +468,6 @@ class Trainer:
             "mfu": per_sample * rate / (peak * self.group.world) if peak and rate else None,
             "duration_s": self._elapsed(),
         }
-
-
-def _optimizer(name: str, groups: list[dict[str, Any]], optim: scaling.ScaledOptim) -> torch.optim.Optimizer:
-    if name == "adamw":
-        return torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, fused=True)
-    if name == "adam":
-        return torch.optim.Adam(groups, betas=optim.betas, eps=optim.eps, fused=True)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], fused=True)
-    raise ValueError(f"optim.name {name!r} is not one of adamw, adam, sgd")
 
 
 def _seed(seed: int, device: torch.device) -> None:
