@@ -7,12 +7,13 @@ singular values take over.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from analysis.spectral.power_law import Floats
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 WW, NATIVE = "ww-0.7.7", "native"
 PROFILES = (WW, NATIVE)
@@ -192,7 +194,9 @@ def eigenvalues(matrix: Array, *, precision: str = "float64", device: str = "cpu
 
     float32 squares that overflow are taken again in float64. Raises NonFiniteError where those are not finite either.
     """
-    found = _gpu_eigenvalues(matrix, precision) if use_gpu(device) else _cpu_eigenvalues(matrix, precision)
+    on_gpu = functools.partial(_gpu_eigenvalues, matrix, precision)
+    on_cpu = functools.partial(_cpu_eigenvalues, matrix, precision)
+    found = _gpu_or_cpu(on_gpu, on_cpu) if use_gpu(device) else on_cpu()
     if found is not None:
         return np.asarray(np.maximum(found, 0), dtype=np.float64)
     if precision == "float64":
@@ -222,12 +226,28 @@ def gram(matrix: Array, precision: str = "float64") -> Array:
 
 def _singular_values(matrix: Array, device: str) -> Floats:
     """In float64, on the GPU where the eigenvalues are taken there: a fallback on the CPU would cost fifteen of them."""
-    if not use_gpu(device):
-        return np.asarray(scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False), dtype=np.float64)
+
+    def on_gpu() -> Array:
+        import torch
+
+        with torch.no_grad():
+            there = torch.from_numpy(np.ascontiguousarray(matrix)).cuda().double()
+            return np.asarray(torch.linalg.svdvals(there).cpu())
+
+    def on_cpu() -> Array:
+        return np.asarray(scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False))
+
+    return np.asarray(_gpu_or_cpu(on_gpu, on_cpu) if use_gpu(device) else on_cpu(), dtype=np.float64)
+
+
+def _gpu_or_cpu(on_gpu: Callable[[], T], on_cpu: Callable[[], T]) -> T:
+    """The result from the GPU, or from the CPU where the GPU has no room for it or its solver gives up."""
     import torch
 
-    with torch.no_grad():
-        return np.asarray(torch.linalg.svdvals(torch.from_numpy(np.ascontiguousarray(matrix)).cuda().double()).cpu())
+    try:
+        return on_gpu()
+    except (torch.cuda.OutOfMemoryError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return on_cpu()
 
 
 def check_options(kind: str, profile: str, precision: str, device: str) -> None:
@@ -247,7 +267,7 @@ def use_gpu(device: str) -> bool:
     return device == "cuda" or (device == "auto" and _gpu_present())
 
 
-@cache
+@functools.cache
 def _gpu_present() -> bool:
     drivers = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
     if sys.platform == "linux" and not any(driver.exists() for driver in drivers):

@@ -31,6 +31,7 @@ def each(
     """
     workers = min(cpus, len(items))
     if use_gpu(device):
+        _load_solvers()
         yield from _pooled(function, items, ThreadPoolExecutor(GPU_THREADS, initializer=_own_stream))
     elif workers > 1 and seconds > WORTH_S:
         # forked processes would inherit locks of threads that they do not have
@@ -68,6 +69,16 @@ def shapes_first(shapes: Iterable[tuple[int, ...]], costs: Sequence[float]) -> l
     for index, shape in by_cost:
         ranks[index] = seen[shape] = seen.get(shape, -1) + 1
     return sorted(ranks, key=lambda index: (ranks[index], -costs[index]))
+
+
+def _load_solvers() -> None:
+    # torch loads its CUDA solvers at their first call, which two threads may not make at once:
+    # https://github.com/pytorch/pytorch/issues/90613
+    import torch
+
+    one = torch.ones(1, 1, dtype=torch.float64, device="cuda")
+    torch.linalg.eigvalsh(one)
+    torch.linalg.svdvals(one)
 
 
 def _own_stream() -> None:

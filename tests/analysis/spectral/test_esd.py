@@ -149,3 +149,24 @@ def test_gpu_eigenvalues_match_the_cpu():
     cpu = esd.eigenvalues(weight, device="cpu")
     np.testing.assert_allclose(esd.eigenvalues(weight, device="cuda"), cpu, rtol=1e-9)
     np.testing.assert_allclose(esd.eigenvalues(weight, precision="float32", device="cuda"), cpu, rtol=2e-4)
+
+
+@pytest.mark.parametrize("rank", [12, 5])
+@pytest.mark.parametrize("error", ["OutOfMemoryError", "LinAlgError"])
+def test_a_gpu_that_fails_costs_time_and_no_result(monkeypatch, rank, error):
+    torch = pytest.importorskip("torch")
+    raised = torch.cuda.OutOfMemoryError if error == "OutOfMemoryError" else torch.linalg.LinAlgError
+    calls = []
+
+    def fail(*args):
+        calls.append(1)
+        raise raised("no room")
+
+    monkeypatch.setattr(torch.Tensor, "cuda", fail)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((30, rank)) @ rng.standard_normal((rank, 12))
+    layer = esd.layer(weight, "dense", esd.NATIVE)
+    there, here = (esd.spectrum(layer, device=device) for device in ("cuda", "cpu"))
+    assert len(calls) == (1 if rank == 12 else 2)
+    assert np.array_equal(there.values, here.values)
+    assert there.rank_loss == here.rank_loss == 12 - rank

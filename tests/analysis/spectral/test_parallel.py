@@ -66,3 +66,18 @@ def test_an_error_is_raised(seconds):
 def test_the_costliest_of_each_shape_starts_first():
     shapes = [(8, 8), (8, 8), (4, 4), (8, 8), (2, 2)]
     assert shapes_first(shapes, [3.0, 4.0, 1.0, 2.0, 9.0]) == [4, 1, 2, 0, 3]
+
+
+def test_threads_on_a_gpu_give_what_one_layer_at_a_time_gives():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    rng = np.random.default_rng(1)
+    weights = [rng.standard_normal((200, rank)) @ rng.standard_normal((rank, 150)) for rank in (150, 40, 150, 150)]
+    for precision in ("float64", "float32"):
+        work = functools.partial(analyze, kind="dense", trust=False, precision=precision)
+        together = dict(each(functools.partial(work, device="cuda"), weights, seconds=0.0, cpus=1, device="cuda"))
+        for at, weight in enumerate(weights):
+            alone = work(weight, device="cuda")
+            assert np.array_equal(together[at]["eigenvalues"], alone["eigenvalues"])
+            assert together[at]["rank_loss"] == alone["rank_loss"]
