@@ -8,6 +8,7 @@ singular values take over.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -269,6 +270,8 @@ def use_gpu(device: str) -> bool:
 
 @functools.cache
 def _gpu_present() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
     drivers = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
     if sys.platform == "linux" and not any(driver.exists() for driver in drivers):
         return False

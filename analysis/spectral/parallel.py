@@ -1,4 +1,4 @@
-"""Many layers at once: a process a CPU, or on a GPU two threads, of which one fits while the other decomposes."""
+"""Many layers at once: processes side by side, or for less work on a GPU two threads, of which one fits while the other decomposes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ GPU_THREADS = 2
 """Each with a stream of its own. On an H100 two take two thirds of the time of one for a whole verdict, and more than two gain
 nothing: fits hold the interpreter."""
 
-WORTH_S = 8.0
-"""Less work than this is done before more processes have loaded their libraries (1 to 2 s each)."""
+WORTH_S, GPU_WORTH_S = 8.0, 60.0
+"""Less work than this is done before more processes have loaded their libraries: 1 to 2 s each, with CUDA 8 s."""
+
+GPU_PROCESSES = 8
+"""Each takes half a GiB of the GPU beside its matrices; on an H100 16 were no faster than 8."""
 
 
 def each(
@@ -29,14 +32,15 @@ def each(
     seconds: what all items would take on one CPU thread, about. Raises what the function raises. Where a process is killed, for
     want of memory most likely, this one does the rest, one item at a time.
     """
-    workers = min(cpus, len(items))
-    if use_gpu(device):
-        _load_solvers()
-        yield from _pooled(function, items, ThreadPoolExecutor(GPU_THREADS, initializer=_own_stream))
-    elif workers > 1 and seconds > WORTH_S:
+    gpu = use_gpu(device)
+    workers = min(cpus, len(items), GPU_PROCESSES if gpu else cpus)
+    if workers > 1 and seconds > (GPU_WORTH_S if gpu else WORTH_S):
         # forked processes would inherit locks of threads that they do not have
         spawn = multiprocessing.get_context("spawn")
         yield from _pooled(function, items, ProcessPoolExecutor(workers, spawn, initializer=_quiet))
+    elif gpu:
+        _load_solvers()
+        yield from _pooled(function, items, ThreadPoolExecutor(GPU_THREADS, initializer=_own_stream))
     else:
         yield from enumerate(map(function, items))
 
