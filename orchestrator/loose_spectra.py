@@ -26,13 +26,38 @@ def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
     if profile not in spectral.PROFILES:
         raise InputError(f"--profile {profile}: not one of {', '.join(spectral.PROFILES)}")
     rows: list[Row] = []
-    for path in paths:
+    for name, members in _series(paths).items():
         try:
-            refs = weights.references(_of_run(Path(path)), every=profile != spectral.WW)
+            refs = [ref for path in members for ref in weights.references(_of_run(path), every=profile != spectral.WW)]
         except weights.WeightsError as error:
             raise InputError(str(error)) from error
-        rows += [{**row, "run_key": str(path), "profile": profile} for row in _rows(refs, profile, Path(path).name)]
+        rows += [{**row, "run_key": name, "profile": profile} for row in _rows(refs, profile, Path(name).name)]
     return rows
+
+
+def _series(paths: Sequence[str]) -> dict[str, list[Path]]:
+    """The paths by run: each for itself, but checkpoints whose names differ in their step alone are one run, as a folder of
+    them is. Raises InputError for two of one step."""
+    runs: dict[str, dict[int, Path]] = {}
+    for path in map(Path, dict.fromkeys(paths)):
+        step = _step(path)
+        run = runs.setdefault(str(path if step is None else path.with_name(weights.without_step(path))), {})
+        other = run.setdefault(step or 0, path)
+        if other != path:
+            raise InputError(f"{other} and {path} are both step {step} of one run; leave one of them out")
+    return {
+        name if len(steps) > 1 else str(*steps.values()): [steps[step] for step in sorted(steps)]
+        for name, steps in runs.items()
+    }
+
+
+def _step(path: Path) -> int | None:
+    """The step of a path that is one checkpoint; None for a series, a run, and what names no step."""
+    try:
+        single = _of_run(path) == path and len(weights.checkpoints(path)) == 1
+    except weights.WeightsError:  # said where it is read
+        return None
+    return weights.step_of(path) if single else None
 
 
 def _rows(refs: Sequence[weights.LayerRef], profile: str, name: str) -> list[Row]:

@@ -137,6 +137,13 @@ def step_of(path: Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def without_step(path: Path) -> str:
+    """The file's name with `*` for the digits of its step: equal for the checkpoints of one run."""
+    stem = SHARD.sub("", path.stem if path.suffix in SUFFIXES else path.name)
+    match = STEP.search(stem) or re.fullmatch(r"(\d+)", stem)
+    return path.name if match is None else f"{stem[: match.start(1)].rstrip('0')}*{stem[match.end(1) :]}{path.suffix}"
+
+
 def read(ref: LayerRef) -> NDArray[Any]:
     """The tensor as float32 (float64 if stored so); convolutions as out × in × kernel. Raises WeightsError."""
     file = Path(ref.file)

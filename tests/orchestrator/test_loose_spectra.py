@@ -53,6 +53,26 @@ def test_spectra_of_a_series_of_checkpoints(scalespec, tmp_path):
     assert len(written["eigenvalues"][0].as_py()) == 48
 
 
+def test_files_that_differ_in_their_step_are_a_series(scalespec, refused, tmp_path):
+    files = [weights(tmp_path / f"a_epoch{step:02}.safetensors", seed=step) for step in (10, 2)]
+    other = weights(tmp_path / "b_epoch03.safetensors", seed=3)
+    rows = json.loads(scalespec("spectra", *files, other, "--json").out)
+    steps = [(row["run_key"], row["step"]) for row in rows if row["layer"] == "a.weight"]
+    assert steps == [(str(tmp_path / "a_epoch*.safetensors"), step) for step in (2, 10)] + [(str(other), 3)]
+    assert [row["distance_from_init"] is None for row in rows if row["layer"] == "a.weight"] == [True, False, True]
+    same = weights(tmp_path / "a_epoch2.safetensors")
+    assert "a_epoch02.safetensors and" in refused("spectra", *files, same)
+
+
+def test_folders_that_differ_in_their_step_are_a_series(scalespec, tmp_path):
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        weights(tmp_path / f"checkpoint-{step}/model.safetensors", seed=step)
+    rows = json.loads(scalespec("spectra", *sorted(tmp_path.glob("checkpoint-*")), "--json").out)
+    assert [row["step"] for row in rows] == [500, 500, 1000, 1000]
+    assert {row["run_key"] for row in rows} == {str(tmp_path / "checkpoint-*")}
+
+
 def test_spectra_of_a_run_and_of_several_paths(scalespec, tmp_path):
     trained(tmp_path / "toy", grid={"width": [8], "data_fraction": ["1", "1/2"]}, data={"limit": 256})
     runs = sorted((tmp_path / "toy/runs").iterdir())
