@@ -14,14 +14,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GPU_THREADS = 2
-"""Each with a stream of its own. On an H100 two take two thirds of the time of one for a whole verdict, and more than two gain
-nothing: fits hold the interpreter."""
+"""Each with a stream of its own. More would wait for one another: fits hold the interpreter."""
 
 WORTH_S, GPU_WORTH_S = 8.0, 60.0
 """Less work than this is done before more processes have loaded their libraries: 1 to 2 s each, with CUDA 8 s."""
 
 GPU_PROCESSES = 8
-"""Each takes half a GiB of the GPU beside its matrices; on an H100 16 were no faster than 8."""
+"""Each takes half a GiB of the GPU beside its matrices, and the GPU serves them in turns."""
 
 
 def each(
