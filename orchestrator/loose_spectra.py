@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
-    """Rows of every layer under the paths, checkpoints of a folder as a series over steps. Raises InputError."""
+    """Rows of every layer under the paths, checkpoints of one run as a series over steps. Raises InputError."""
     if profile not in spectral.PROFILES:
         raise InputError(f"--profile {profile}: not one of {', '.join(spectral.PROFILES)}")
     rows: list[Row] = []
@@ -46,7 +46,7 @@ def _series(paths: Sequence[str]) -> dict[str, list[Path]]:
         if other != path:
             raise InputError(f"{other} and {path} are both step {step} of one run; leave one of them out")
     return {
-        name if len(steps) > 1 else str(*steps.values()): [steps[step] for step in sorted(steps)]
+        name if len(steps) > 1 else str(next(iter(steps.values()))): [steps[step] for step in sorted(steps)]
         for name, steps in runs.items()
     }
 

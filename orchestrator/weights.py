@@ -132,16 +132,20 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
 
 def step_of(path: Path) -> int | None:
     """The step in a name such as step-00001234, checkpoint-500, b_epoch07 or 1200; None where there is none."""
-    stem = SHARD.sub("", path.stem if path.suffix in SUFFIXES else path.name)
-    match = STEP.search(stem) or re.fullmatch(r"0*(\d+)", stem)
+    _, match = _stem_and_step(path)
     return int(match.group(1)) if match else None
 
 
 def without_step(path: Path) -> str:
-    """The file's name with `*` for the digits of its step: equal for the checkpoints of one run."""
-    stem = SHARD.sub("", path.stem if path.suffix in SUFFIXES else path.name)
-    match = STEP.search(stem) or re.fullmatch(r"(\d+)", stem)
+    """The name with `*` for the digits of its step: equal for the checkpoints of one run."""
+    stem, match = _stem_and_step(path)
     return path.name if match is None else f"{stem[: match.start(1)].rstrip('0')}*{stem[match.end(1) :]}{path.suffix}"
+
+
+def _stem_and_step(path: Path) -> tuple[str, re.Match[str] | None]:
+    """The name without shard and suffix, and where its step stands."""
+    stem = SHARD.sub("", path.stem if path.suffix in SUFFIXES else path.name)
+    return stem, STEP.search(stem) or re.fullmatch(r"0*(\d+)", stem)
 
 
 def read(ref: LayerRef) -> NDArray[Any]:
