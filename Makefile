@@ -18,6 +18,8 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/typing && mkdir -p build/typing
+	mkdir build/typing/scalespec && ln -s $(CURDIR)/scalespec/* $(CURDIR)/analysis $(CURDIR)/orchestrator $(CURDIR)/trainables build/typing/scalespec/
 	$(BIN)/mypy
 
 format: $(READY)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import tables
+from scalespec.analysis import tables
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from analysis.laws import chinchilla_loss, fit_chinchilla, fit_frontier
-from analysis.laws.law import Array, Param
+from scalespec.analysis.laws import chinchilla_loss, fit_chinchilla, fit_frontier
+from scalespec.analysis.laws.law import Array, Param
 
 TRUTH = {"E": 1.8172, "A": 477.8, "B": 2143.0, "alpha": 0.3473, "beta": 0.3672}
 """Epoch's refit of Chinchilla, https://arxiv.org/abs/2404.10102."""

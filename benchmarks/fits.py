@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from analysis.laws import forms
-from analysis.laws.huber import minimise
-from analysis.laws.law import Array
+from scalespec.analysis.laws import forms
+from scalespec.analysis.laws.huber import minimise
+from scalespec.analysis.laws.law import Array
 
 DELTA = 1e-3
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -24,13 +24,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from analysis import tables
-from orchestrator.grid import expand
-from orchestrator.study import parse_study
-from trainables import scaling, schedules
-from trainables.loop import Prepared
-from trainables.steps import checkpoint_steps, steps_of
-from trainables.task import RunSpec, order, seeded
+from scalespec.analysis import tables
+from scalespec.orchestrator.study.file import parse_study
+from scalespec.orchestrator.study.grid import expand
+from scalespec.trainables.family import checkpoint_steps, steps_of
+from scalespec.trainables.loop import Prepared
+from scalespec.trainables.rules import scaling, schedules
+from scalespec.trainables.spec import RunSpec
+from scalespec.trainables.streams import order, seeded
 
 STUDY = {
     "name": "orchestration",
@@ -123,7 +124,7 @@ def study(folder: Path) -> tuple[float, float, dict[str, float], list[list[str]]
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(STUDY))
     began = time.time()
-    subprocess.run([sys.executable, "-m", "orchestrator", "run", str(file), "--storage", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "scalespec", "run", str(file), "--storage", str(folder)], check=True)
     root = folder / STUDY["name"]  # type: ignore[operator]
     first, last, losses = float("inf"), 0.0, {}
     for run in (root / "runs").iterdir():

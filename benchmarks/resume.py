@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-import analysis
+from scalespec import analysis
 
 STUDY = {
     "name": "resume",
@@ -38,7 +38,7 @@ WALL_CLOCK = ["duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu
 
 
 def start(file: Path, storage: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "orchestrator", "run", str(file), "--storage", str(storage)]
+    command = [sys.executable, "-m", "scalespec", "run", str(file), "--storage", str(storage)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 

@@ -34,9 +34,9 @@ import numpy as np
 import scipy.linalg
 from safetensors.numpy import save_file
 
-from analysis.spectral import NATIVE, WW, analyze, each
-from analysis.spectral.power_law import fit
-from orchestrator.weights import read, references
+from scalespec.analysis.spectral import NATIVE, WW, analyze, each
+from scalespec.analysis.spectral.power_law import fit
+from scalespec.orchestrator.spectra.weights import read, references
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 Matrices = Mapping[str, np.ndarray]
@@ -167,7 +167,7 @@ def trust(args: argparse.Namespace) -> Iterator[Result]:
             spent / base,
         )
     start = time.process_time()
-    from analysis.spectral.nulls import draw
+    from scalespec.analysis.spectral.nulls import draw
 
     draw(768, 768)
     yield result("null table of a shape, once, 768 × 768", f"{time.process_time() - start:.1f} s for 400 draws")
@@ -270,7 +270,7 @@ def command(args: argparse.Namespace) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_file({f"{name}.weight": weight for name, weight in gpt2(args.blocks).items()}, file)
-        typed = [sys.executable, "-m", "orchestrator", "spectra", str(file), "--json"]
+        typed = [sys.executable, "-m", "scalespec", "spectra", str(file), "--json"]
         for cached in (False, True):
             spent = {}
             for name, (allowed, visible) in ways.items():

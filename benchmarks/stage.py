@@ -22,8 +22,9 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 import numpy as np
 import torch
 
-from orchestrator import cluster, spectra
-from orchestrator.store import StudyStore
+from scalespec.orchestrator.engine import cluster
+from scalespec.orchestrator.spectra import stage
+from scalespec.orchestrator.store.folder import StudyStore
 
 SIDES = (256, 384, 512, 640, 768)
 A_CHECKPOINT = 10
@@ -31,7 +32,7 @@ CPUS = 2
 KEYS = ("run_key", "step", "layer")
 
 
-def write_checkpoints(store: StudyStore, matrices: int, run_key: str) -> list[spectra.Reference]:
+def write_checkpoints(store: StudyStore, matrices: int, run_key: str) -> list[stage.Reference]:
     """Committed checkpoints with `A_CHECKPOINT` heavy-tailed matrices each, and references to all of them."""
     rng = np.random.default_rng(0)
     refs = []
@@ -47,30 +48,28 @@ def write_checkpoints(store: StudyStore, matrices: int, run_key: str) -> list[sp
         path = f"runs/{run_key}/checkpoints/step-{step:08d}/model.safetensors"
         assert store.files.read(path)
         refs += [
-            spectra.Reference(path, name, tuple(value.shape), "dense", None, None, ((run_key, step, step),))
+            stage.Reference(path, name, tuple(value.shape), "dense", None, None, ((run_key, step, step),))
             for name, value in weights.items()
         ]
     return refs
 
 
-def bare_process(
-    blocks: Any, request: spectra.Request, warm: Sequence[spectra.Reference], barrier: Any, out: Any
-) -> None:
-    spectra.analyse_block(warm, request)
+def bare_process(blocks: Any, request: stage.Request, warm: Sequence[stage.Reference], barrier: Any, out: Any) -> None:
+    stage.analyse_block(warm, request)
     barrier.wait()
     began, rows = time.time(), []
     while (block := blocks.get()) is not None:
-        rows += spectra.analyse_block(block, request)
+        rows += stage.analyse_block(block, request)
     out.put((began, time.time(), [{name: row.get(name) for name in (*KEYS, "alpha", "trusted")} for row in rows]))
 
 
 def bare(
-    refs: Sequence[spectra.Reference], request: spectra.Request, warm: Sequence[spectra.Reference]
+    refs: Sequence[stage.Reference], request: stage.Request, warm: Sequence[stage.Reference]
 ) -> tuple[float, list[Any]]:
     """Seconds from the first block to the last row, and the rows."""
     context = mp.get_context("spawn")
     blocks, out, barrier = context.Queue(), context.Queue(), context.Barrier(CPUS)
-    for block in [*spectra.blocks(refs, CPUS), *[None] * CPUS]:
+    for block in [*stage.blocks(refs, CPUS), *[None] * CPUS]:
         blocks.put(block)
     processes = [context.Process(target=bare_process, args=(blocks, request, warm, barrier, out)) for _ in range(CPUS)]
     for process in processes:
@@ -89,15 +88,15 @@ def main() -> None:
         store = StudyStore(folder)
         warm = write_checkpoints(store, 4 * A_CHECKPOINT, "warm")
         refs = write_checkpoints(store, arguments.matrices, "run")
-        request = spectra.Request(store.root, "ww-0.7.7", vectors=False)
+        request = stage.Request(store.root, "ww-0.7.7", vectors=False)
         before, _ = bare(refs, request, warm)
         with cluster.connected():
-            spectra.run_stage(store, warm, request, CPUS)
+            stage.run_stage(store, warm, request, CPUS)
             began = time.perf_counter()
-            count = spectra.run_stage(store, refs, request, CPUS)
+            count = stage.run_stage(store, refs, request, CPUS)
             ours = time.perf_counter() - began
         after, rows = bare(refs, request, warm)
-        stored = spectra.stored(store).select([*KEYS, "alpha", "trusted"]).to_pylist()
+        stored = stage.stored(store).select([*KEYS, "alpha", "trusted"]).to_pylist()
     expected = {tuple(row[name] for name in KEYS): row for row in rows}
     assert count == len(refs) == len(rows)
     assert all(row == expected[tuple(row[name] for name in KEYS)] for row in stored if row["run_key"] == "run")

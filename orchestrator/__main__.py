@@ -1,5 +1,10 @@
-"""`python -m orchestrator`, the same as `scalespec`."""
+"""`python -m orchestrator` in a checkout, the same as `scalespec`."""
 
-from orchestrator.cli import main
+import sys
+
+# this folder is scalespec.orchestrator; under the name it was started by, nothing must be found a second time
+sys.modules.pop("orchestrator", None)
+
+from scalespec.orchestrator.cli import main  # noqa: E402
 
 main()

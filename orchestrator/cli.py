@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.errors import InputError
-from orchestrator.progress import console, say
+from scalespec.orchestrator.errors import InputError
+from scalespec.orchestrator.terminal.progress import console, say
 
 app = typer.Typer(
     name="scalespec",
@@ -34,8 +34,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 @app.command()
 def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json_: AsJson = False) -> None:
     """Show every run with its size, steps, time, disk and cost, from a short probe on this machine; writes nothing."""
-    from orchestrator import cluster, grid, run, show, store, worker
-    from orchestrator.study import load_study
+    from scalespec.orchestrator import run
+    from scalespec.orchestrator.engine import cluster, worker
+    from scalespec.orchestrator.store import folder as store
+    from scalespec.orchestrator.study import grid
+    from scalespec.orchestrator.study.file import load_study
+    from scalespec.orchestrator.terminal import views
 
     loaded = load_study(study, set_ or ())
     machine = cluster.this_machine()
@@ -47,7 +51,7 @@ def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json
     if json_:
         print(json.dumps({**planned.to_json(), "finished": sorted(finished)}, indent=1))
         return
-    show.plan(planned, len(finished), run.free_bytes(folder))
+    views.plan(planned, len(finished), store.free_bytes(folder))
 
 
 @app.command()
@@ -60,8 +64,8 @@ def run(
     ] = None,
 ) -> None:
     """Run the whole study to its report. Run again, it does only what is missing."""
-    from orchestrator import cluster
-    from orchestrator.study import load_study
+    from scalespec.orchestrator.engine import cluster
+    from scalespec.orchestrator.study.file import load_study
 
     load_study(study, set_ or ())  # what is wrong with the file is said before anything starts
     threading.Thread(target=_import_the_rest, daemon=True).start()
@@ -75,35 +79,37 @@ def run(
     )
     try:
         with cluster.connected(address):
-            from orchestrator.run import run_study
+            from scalespec.orchestrator.run import run_study
 
             outcome = run_study(study, storage=storage, overrides=set_ or (), address=address)
     except KeyboardInterrupt:
         say(f"interrupted; what is finished is kept. Continue with: {again}")
         raise typer.Exit(130) from None
-    from orchestrator import show
+    from scalespec.orchestrator.terminal import views
 
-    show.outcome(outcome, again)
+    views.outcome(outcome, again)
     raise typer.Exit(outcome.exit_code)
 
 
 def _import_the_rest() -> None:
     """What a study needs beside Ray: importing it takes as long as starting Ray's processes, so both go on at once."""
-    for name in ("orchestrator.run", "torch._dynamo"):  # the latter comes with the first optimizer
+    for name in ("scalespec.orchestrator.run", "torch._dynamo"):  # the latter comes with the first optimizer
         importlib.import_module(name)
 
 
 @app.command()
 def status(study_dir: StudyFolder, json_: AsJson = False) -> None:
     """Which runs are done, running, diverged, failed or missing, read from disk."""
-    from orchestrator import collect, run, show
+    from scalespec.orchestrator import conclude
+    from scalespec.orchestrator.store import run_tables
+    from scalespec.orchestrator.terminal import views
 
-    loaded, store = run.open_study(study_dir)
-    found = collect.status_of(store, run.stored_specs(loaded, store))
+    loaded, store = conclude.open_study(study_dir)
+    found = run_tables.status_of(store, conclude.stored_specs(loaded, store))
     if json_:
         print(json.dumps(found, indent=1))
     else:
-        show.status(found)
+        views.status(found)
 
 
 @app.command()
@@ -117,19 +123,20 @@ def spectra(
     """Spectral metrics of any checkpoints, many at once."""
     # before numpy is imported, and for the processes below: layers side by side are faster than threads within one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from orchestrator import loose_spectra, show
+    from scalespec.orchestrator.spectra import standalone
+    from scalespec.orchestrator.terminal import views
 
     if out is not None:
-        loose_spectra.check_out(out)
-    rows = loose_spectra.analyse_paths(paths, profile)
+        standalone.check_out(out)
+    rows = standalone.analyse_paths(paths, profile)
     if out is not None:
-        loose_spectra.write(rows, out)
+        standalone.write(rows, out)
     if plots is not None:
-        loose_spectra.draw(rows, plots)
+        standalone.draw(rows, plots)
     if json_:
-        print(json.dumps(loose_spectra.plain(rows), indent=1))
+        print(json.dumps(standalone.plain(rows), indent=1))
     else:
-        show.spectra(rows)
+        views.spectra(rows)
 
 
 @app.command()
@@ -159,36 +166,36 @@ def fit(
     json_: AsJson = False,
 ) -> None:
     """A fit of anyone's table, with intervals and a verdict."""
-    from orchestrator import fit as fitting
-    from orchestrator import show, user_table
+    from scalespec.orchestrator.fit import user_tables, verb
+    from scalespec.orchestrator.terminal import views
 
-    fitting.check_request(unit, plot)
-    fitting.form_of(form)
-    columns = fitting.Columns(loss, n, d, c, unique, family)
-    frame, left_out = user_table.read_table(table, tracking_uri), 0
-    if table.startswith(user_table.MLFLOW):
-        frame, left_out = user_table.with_values(frame, columns.named().values())
-    data, said = fitting.points(user_table.select(frame, where), columns, drop_highest, form)
-    law = fitting.certify(data, form=form, delta=delta)
+    verb.check_request(unit, plot)
+    verb.form_of(form)
+    columns = verb.Columns(loss, n, d, c, unique, family)
+    frame, left_out = user_tables.read_table(table, tracking_uri), 0
+    if table.startswith(user_tables.MLFLOW):
+        frame, left_out = user_tables.with_values(frame, columns.named().values())
+    data, said = verb.points(user_tables.select(frame, where), columns, drop_highest, form)
+    law = verb.certify(data, form=form, delta=delta)
     if out is not None:
-        fitting.write(law, out)
+        verb.write(law, out)
     if plot is not None:
-        fitting.draw(law, data, columns, plot, form, unit)
+        verb.draw(law, data, columns, plot, form, unit)
     if json_:
         print(json.dumps(law.to_json(), indent=1))
     else:
-        notes = [said, f"{left_out} runs without these columns" if left_out else "", fitting.in_nats(law, unit)]
-        show.law(law, "; ".join(filter(None, notes)))
+        notes = [said, f"{left_out} runs without these columns" if left_out else "", verb.in_nats(law, unit)]
+        views.law(law, "; ".join(filter(None, notes)))
 
 
 @app.command()
 def analyze(study_dir: StudyFolder) -> None:
     """Tables, laws and report again, from what is on disk."""
-    from orchestrator import show
-    from orchestrator.run import analyze_study
+    from scalespec.orchestrator.conclude import analyze_study
+    from scalespec.orchestrator.terminal import views
 
     outcome = analyze_study(study_dir)
-    show.outcome(outcome, f"scalespec run {study_dir}/study.yaml", tracking=False)
+    views.outcome(outcome, f"scalespec run {study_dir}/study.yaml", tracking=False)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -200,7 +207,7 @@ def sync(
     ] = None,
 ) -> None:
     """Bring MLflow into line with the disk. Safe to repeat."""
-    from orchestrator.run import sync_study
+    from scalespec.orchestrator.conclude import sync_study
 
     count, uri = sync_study(study_dir, tracking_uri)
     say(f"{count} runs are in MLflow at {uri}")
@@ -212,8 +219,8 @@ def ui(
     port: Annotated[int, typer.Option(help="port on the loopback interface")] = 5000,
 ) -> None:
     """Open the MLflow UI on this study's store, on loopback."""
-    from orchestrator import tracking
-    from orchestrator.run import open_study
+    from scalespec.orchestrator.conclude import open_study
+    from scalespec.orchestrator.tracking import recorder as tracking
 
     loaded, store = open_study(study_dir)
     target = tracking.target_of(store, loaded.tracking.uri)
@@ -232,11 +239,11 @@ def ui(
 @app.command()
 def doctor(study: Annotated[str | None, typer.Argument(help="a study to check for", metavar="[STUDY]")] = None) -> None:
     """Versions, storage, tracking, GPUs and free disk of this node; each failure with its remedy."""
-    from orchestrator import show
-    from orchestrator.doctor import examine
+    from scalespec.orchestrator.doctor import examine
+    from scalespec.orchestrator.terminal import views
 
     findings = examine(study)
-    show.findings(findings)
+    views.findings(findings)
     raise typer.Exit(1 if any(not finding.ok for finding in findings) else 0)
 
 

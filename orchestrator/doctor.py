@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.errors import InputError
+from scalespec.orchestrator.errors import InputError
 
 PACKAGES = ("ray", "torch", "mlflow", "datasets", "tiktoken", "pandas", "pyarrow", "scipy", "safetensors")
 ENOUGH_DISK = 2 << 30
@@ -69,7 +69,7 @@ def _hardware() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from orchestrator.cluster import cpus_here
+    from scalespec.orchestrator.engine.cluster import cpus_here
 
     memory = psutil.virtual_memory().available
     yield Finding(
@@ -97,9 +97,10 @@ def _hardware() -> Iterator[Finding]:
 
 
 def _study(path: str) -> Iterator[Finding]:
-    from orchestrator import grid, run, tracking
-    from orchestrator.store import StorageError, StudyStore, check_writable, study_root
-    from orchestrator.study import load_study
+    from scalespec.orchestrator.store.folder import StorageError, StudyStore, check_writable, free_bytes, study_root
+    from scalespec.orchestrator.study import grid
+    from scalespec.orchestrator.study.file import load_study
+    from scalespec.orchestrator.tracking import recorder as tracking
 
     try:
         study = load_study(path)
@@ -121,7 +122,7 @@ def _study(path: str) -> Iterator[Finding]:
         yield Finding("storage", False, str(error), "choose a folder that every node can write")
         return
     yield Finding("storage", True, f"{store.root} can be written")
-    free = run.free_bytes(store)
+    free = free_bytes(store)
     if free is not None:
         yield Finding(
             "disk", free > ENOUGH_DISK, f"{free / 2**30:.1f} GiB free", "free some space, or choose another storage"

@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
-from analysis import laws as scaling_laws
-from analysis import tables
-from orchestrator import cluster, collect, grid, plan, spectra, sweep, tracking, worker
-from orchestrator.errors import InputError
-from orchestrator.grid import Grid
-from orchestrator.machine import Machine
-from orchestrator.plan import Plan
-from orchestrator.progress import Follow, duration, say
-from orchestrator.store import LeaseError, StorageError, StudyStore, check_writable, lease, study_root
-from orchestrator.study import Study, load_study, parse_study, to_yaml
-from trainables.checkpoints import LocalFiles
-from trainables.probe import Speed
-from trainables.steps import checkpoint_steps
-from trainables.task import RunSpec
+from scalespec.orchestrator import conclude
+from scalespec.orchestrator.engine import cluster, sweep, worker
+from scalespec.orchestrator.errors import InputError
+from scalespec.orchestrator.spectra import stage
+from scalespec.orchestrator.spectra.stage import following
+from scalespec.orchestrator.states import Outcome
+from scalespec.orchestrator.store import run_tables
+from scalespec.orchestrator.store.folder import (
+    LeaseError,
+    StorageError,
+    StudyStore,
+    check_writable,
+    lease,
+    read_text,
+    study_root,
+)
+from scalespec.orchestrator.study import grid, plan
+from scalespec.orchestrator.study.file import Study, load_study, parse_study, to_yaml
+from scalespec.orchestrator.study.grid import Grid
+from scalespec.orchestrator.study.plan import Plan
+from scalespec.orchestrator.study.resources import Machine
+from scalespec.orchestrator.terminal.progress import Follow, duration, say
+from scalespec.orchestrator.tracking import recorder as tracking
+from scalespec.orchestrator.version import code_version
+from scalespec.trainables.family import checkpoint_steps
+from scalespec.trainables.probe import Speed
+from scalespec.trainables.spec import RunSpec
 
 PROBE_S = 0.5
 """Seconds of probing for each kind of run before it is packed."""
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished study says of itself."""
-
-    store: StudyStore
-    states: Mapping[str, str]
-    laws: Sequence[scaling_laws.Law]
-    tracked: bool
-    problems: Sequence[str]
-
-    @property
-    def exit_code(self) -> int:
-        return FAILED if any(state in ("failed", "missing") for state in self.states.values()) else DONE
 
 
 def run_study(
@@ -72,16 +63,9 @@ def run_study(
 
 
 def _refuse_other_study(store: StudyStore, study: Study) -> None:
-    written = _read(store, "study.yaml")
+    written = read_text(store, "study.yaml")
     if written and parse_study(written, "study.yaml").task["name"] != study.task["name"]:
         raise InputError(f"{store.root} holds a study of another task; change `name` or choose another --storage")
-
-
-def _read(store: StudyStore, path: str) -> str | None:
-    try:
-        return store.files.read(path).decode()
-    except FileNotFoundError:
-        return None
 
 
 def _drive(study: Study, points: Grid, store: StudyStore, session: str, found: Machine) -> Outcome:
@@ -105,7 +89,7 @@ def _drive(study: Study, points: Grid, store: StudyStore, session: str, found: M
         say(f"spectra: {len(refs)} matrices")
         stage.compute(refs, found.cpus)
     recorder.stop()
-    return conclude(study, points.runs, store, recorder, problems)
+    return conclude.conclude(study, points.runs, store, recorder, problems)
 
 
 def _train(study: Study, points: Grid, keys: Collection[str], stage: Stage, session: str, found: Machine) -> list[str]:
@@ -123,7 +107,7 @@ def _train(study: Study, points: Grid, keys: Collection[str], stage: Stage, sess
     )
     settings = sweep.Sweep(store.root, session, machine.cpus_per_worker, found.gpus > 0, code_version())
     with (
-        spectra.following(stage.follow, stage.compute, lambda: _cpus_for_spectra(planned, store, found)),
+        following(stage.follow, stage.compute, lambda: _cpus_for_spectra(planned, store, found)),
         Follow({run.run_key: run.seconds for run in planned.runs}, planned.lanes, lambda: _states(store, todo)),
     ):
         errors = sweep.train_packs(planned.packs, all_jobs(points, todo), settings, machine)
@@ -147,22 +131,22 @@ class Stage:
     specs: Sequence[RunSpec]
     store: StudyStore
 
-    def find(self) -> list[spectra.Reference]:
+    def find(self) -> list[stage.Reference]:
         """What is still to be computed of the checkpoints committed so far."""
         if self.study.spectra.every == "never":
             return []
-        done = spectra.done_keys(self.store, self.study.spectra.profile)
-        return spectra.references(
-            self.store, collect.checkpoints_table(self.store, self.specs), self.study.spectra.every, done
+        done = stage.done_keys(self.store, self.study.spectra.profile)
+        return stage.references(
+            self.store, run_tables.checkpoints_table(self.store, self.specs), self.study.spectra.every, done
         )
 
-    def follow(self) -> list[spectra.Reference]:
+    def follow(self) -> list[stage.Reference]:
         """The same while training goes on, when no run's last checkpoint is known."""
         return self.find() if self.study.spectra.every == "checkpoint" else []
 
-    def compute(self, refs: list[spectra.Reference], cpus: int) -> int:
-        request = spectra.Request(self.store.root, self.study.spectra.profile, self.study.spectra.vectors)
-        return spectra.run_stage(self.store, refs, request, cpus)
+    def compute(self, refs: list[stage.Reference], cpus: int) -> int:
+        request = stage.Request(self.store.root, self.study.spectra.profile, self.study.spectra.vectors)
+        return stage.run_stage(self.store, refs, request, cpus)
 
 
 def with_room_for_spectra(study: Study, found: Machine) -> Machine:
@@ -216,123 +200,3 @@ def _states(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, str]:
         key: result["status"] + (f" ({result['error']})" if result.get("error") else "")
         for key, result in results.items()
     }
-
-
-def conclude(
-    study: Study, specs: Sequence[RunSpec], store: StudyStore, recorder: tracking.Recorder, problems: Sequence[str] = ()
-) -> Outcome:
-    """Tables, laws, report and MLflow, from what is on disk."""
-    ids = recorder.run_ids or (store.read_json("mlflow.json") or {}).get("runs", {})
-    made = write_tables(study, specs, store, ids)
-    laws = fit_laws(made["runs"], made["curves"])
-    store.write_json("laws.json", [law.to_json() for law in laws])
-    if study.report:
-        from orchestrator import report
-
-        report.write(study, store, made, laws)
-    states = {spec.run_key: "missing" for spec in specs}
-    states |= dict(zip(made["runs"]["run_key"].to_pylist(), made["runs"]["status"].to_pylist(), strict=True))
-    failed = any(state in ("failed", "missing") for state in states.values())
-    entries = [law.to_json() for law in laws]
-    tracked = recorder.complete(made["spectra_summary"].to_pylist(), entries, status="FAILED" if failed else "FINISHED")
-    if tracked and set(recorder.run_ids) - set(ids):
-        write_tables(study, specs, store, recorder.run_ids)
-    return Outcome(store, states, laws, tracked, [*problems, *([recorder.problem] if recorder.problem else [])])
-
-
-def write_tables(
-    study: Study, specs: Sequence[RunSpec], store: StudyStore, ids: Mapping[str, str]
-) -> dict[str, pa.Table]:
-    """The five tables, of exactly the runs of the present study."""
-    keys = pa.array([spec.run_key for spec in specs])
-    rows = spectra.stored(store)
-    rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
-    made = {
-        "runs": collect.runs_table(store, specs, ids, study.resources.price_per_hour),
-        "curves": collect.curves_table(store, specs),
-        "checkpoints": collect.checkpoints_table(store, specs),
-        "spectra": rows,
-        "spectra_summary": spectra.summary_table(rows),
-    }
-    for name, table in made.items():
-        store.write_table(name, table)
-    return {name: tables.sorted_by_key(table, name) for name, table in made.items()}
-
-
-def fit_laws(runs: pa.Table, curves: pa.Table) -> list[scaling_laws.Law]:
-    """Every law that the runs allow."""
-    return scaling_laws.study_laws(tables.to_pandas(runs), tables.to_pandas(curves))
-
-
-def open_study(folder: str) -> tuple[Study, StudyStore]:
-    """The study in a study folder. Raises InputError where there is none."""
-    root = folder.rstrip("/") if "://" in folder else os.path.abspath(folder)
-    store = StudyStore(root)
-    text = _read(store, "study.yaml")
-    if text is None:
-        raise InputError(f"{folder}: no study.yaml there; give the folder that `scalespec run` made, STORAGE/STUDY")
-    return parse_study(text, f"{folder}/study.yaml"), store
-
-
-def stored_specs(study: Study, store: StudyStore) -> list[RunSpec]:
-    """The runs of the study as it is on disk.
-
-    The specs on disk are matched to the present grid where the data can still be read; a study folder that was copied away
-    from its data keeps the runs of its last plan.
-    """
-    try:
-        precisions = {
-            spec.train.precision for key in store.files.names("runs") if (spec := store.spec(key)) is not None
-        }
-        return list(grid.expand(study, gpus="bf16" in precisions).runs)
-    except InputError:
-        specs = (store.spec(key) for key in store.files.names("runs"))
-        return [spec for spec in specs if spec is not None and spec.study == study.name]
-
-
-def analyze_study(folder: str) -> Outcome:
-    """Tables, laws and report again, from what is on disk."""
-    study, store = open_study(folder)
-    return conclude(study, stored_specs(study, store), store, tracking.Recorder(None, []))
-
-
-def sync_study(folder: str, uri: str | None) -> tuple[int, str]:
-    """Brings MLflow into line with the disk. Returns the number of runs there, and where it is. Safe to repeat."""
-    study, store = open_study(folder)
-    target = tracking.target_of(store, uri or study.tracking.uri)
-    if target is None:
-        raise InputError(
-            f"{folder} is not on a local disk, so SQLite cannot be used there; name a server with --tracking-uri"
-        )
-    tracker = tracking.Tracker(store, target, study.name)
-    specs = stored_specs(study, store)
-    recorder = tracking.Recorder(tracker, specs)
-    summary = store.read_table("spectra_summary")
-    laws = store.read_json("laws.json") or []
-    results = [store.run(spec.run_key).result() for spec in specs]
-    status = "FINISHED" if all(result and result["status"] != "failed" for result in results) else "FAILED"
-    if not recorder.complete(summary.to_pylist() if summary is not None else [], laws, status=status):
-        raise InputError(f"MLflow at {target.uri}: {recorder.problem}; start the server and run sync again")
-    if store.read_table("runs") is not None:
-        write_tables(study, specs, store, tracker.run_ids)
-    return len(tracker.run_ids), target.uri
-
-
-def code_version() -> str | None:
-    """Version of scalespec, and the git commit of the working directory where it has one."""
-    try:
-        version = importlib.metadata.version("scalespec")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
-    commit = os.environ.get("SCALESPEC_GIT_COMMIT") or tracking.git_commit()
-    return f"{version}+{commit[:12]}" if commit else version
-
-
-def free_bytes(store: StudyStore) -> int | None:
-    """Free disk where the study lies; None behind a URI."""
-    if not isinstance(store.files, LocalFiles):
-        return None
-    path = store.root
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return shutil.disk_usage(path).free

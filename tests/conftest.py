@@ -41,8 +41,10 @@ def shared() -> Path:
     return folder
 
 
-ON_THE_SHARED_RAY = {f"tests/orchestrator/test_{name}.py" for name in ("cli", "cluster", "run", "spectra")}
-WITH_A_RAY_OF_THEIR_OWN = {f"tests/orchestrator/test_{name}.py" for name in ("job", "own_task")}
+ON_THE_SHARED_RAY = {
+    f"tests/orchestrator/{name}.py" for name in ("test_cli", "engine/test_cluster", "test_run", "spectra/test_stage")
+}
+WITH_A_RAY_OF_THEIR_OWN = {f"tests/orchestrator/{name}.py" for name in ("test_job", "test_own_task")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from orchestrator.grid import Grid, expand
-from orchestrator.study import Study, parse_study
+from scalespec.orchestrator.study.file import Study, parse_study
+from scalespec.orchestrator.study.grid import Grid, expand
 
 TOY: dict[str, Any] = {
     "name": "toy",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from analysis import tables
+from scalespec.analysis import tables
 
 CONTRACT = Path(__file__).parents[1] / "docs" / "contract.md"
 SHOWN = {**tables.TABLES, "metrics/part-*": tables.METRICS_PART, "val": tables.VAL, "laws": tables.LAWS}

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.data import identity
-from trainables.task import DataConfig, Dataset, Losses
+from scalespec.trainables.data import identity
+from scalespec.trainables.spec import DataConfig
+from scalespec.trainables.task import Dataset, Losses
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from orchestrator import worker
-from orchestrator.grid import Grid, expand
-from orchestrator.run import all_jobs
-from orchestrator.store import StudyStore
-from orchestrator.study import Study, to_yaml
+from scalespec.orchestrator.engine import worker
+from scalespec.orchestrator.run import all_jobs
+from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.orchestrator.study.file import Study, to_yaml
+from scalespec.orchestrator.study.grid import Grid, expand
+from scalespec.trainables.spec import RunSpec
 from studies import toy
-from trainables.task import RunSpec
 
 
 @dataclass(frozen=True)

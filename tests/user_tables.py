@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.errors import InputError
+from scalespec.orchestrator.errors import InputError
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 """The published law (https://arxiv.org/abs/2203.15556, eq. 10)."""

@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from trainables.task import State, ValRows
+from scalespec.trainables.io import State, ValRows
 
 STATES_KEPT = 2
 WEIGHTS, STATE, MANIFEST, RESULT, SPEC = (

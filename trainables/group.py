@@ -45,3 +45,8 @@ class Group:
         box = torch.tensor([value], dtype=torch.int64, device=self.device)
         dist.broadcast(box, 0)
         return int(box.item())
+
+
+def device_name(device: torch.device) -> str:
+    """A name for the `device` column."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -18,25 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables import effective_params, evaluation, flops, scaling, schedules
-from trainables.checkpoints import DamagedError, RunFolder
-from trainables.evaluation import autocast, to_device
-from trainables.group import Group
-from trainables.optimizer import optimizer, step
-from trainables.steps import branch_of, checkpoint_steps, is_logged, steps_of
-from trainables.task import (
-    DataChangedError,
-    DataConfig,
-    Dataset,
-    RunSpec,
-    State,
-    Task,
-    ValRows,
-    device_name,
-    make_task,
-    order,
-    seeded,
-)
+from scalespec.trainables import effective_params
+from scalespec.trainables.checkpoints import DamagedError, RunFolder
+from scalespec.trainables.errors import DataChangedError
+from scalespec.trainables.evals import validation
+from scalespec.trainables.evals.validation import autocast, to_device
+from scalespec.trainables.family import branch_of, checkpoint_steps, is_logged, steps_of
+from scalespec.trainables.group import Group, device_name
+from scalespec.trainables.io import State, ValRows
+from scalespec.trainables.rules import flops, scaling, schedules
+from scalespec.trainables.rules.optimizer import optimizer, step
+from scalespec.trainables.spec import DataConfig, RunSpec
+from scalespec.trainables.streams import order, seeded
+from scalespec.trainables.task import Dataset, Task, make_task
 
 LOOP_VERSION = 1
 """Raise by hand when the same spec gives other numbers; it is part of every run's key."""
@@ -425,7 +419,7 @@ class Trainer:
     def _evaluate(self) -> ValRows:
         """The validation rows of this step, computed once."""
         if self._val is None or self._val[0] != self.step:
-            rows = evaluation.evaluate(
+            rows = validation.evaluate(
                 self.task, self.model, self.data, self.group, self.spec.train.precision, self.beat
             )
             self._val = (self.step, rows)
@@ -458,7 +452,7 @@ class Trainer:
             "flops_matmul": float(examples * counts.flops_matmul),
             "flops_causal": float(examples * counts.flops_causal),
             "flops_convention": flops.CONVENTION,
-            **evaluation.val_columns(val),
+            **validation.val_columns(val),
             "train_loss_ema": ema if math.isfinite(ema) else None,
             "lr": self.optim.lr,
             "precision": spec.train.precision,

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainables import evaluation
-from trainables.checkpoints import LocalFiles, RunFolder
-from trainables.group import Group
-from trainables.loop import DivergedError, Prepared, Trainer
-from trainables.task import RunSpec, ScheduleConfig
+from scalespec.trainables.checkpoints import LocalFiles, RunFolder
+from scalespec.trainables.evals import validation
+from scalespec.trainables.group import Group
+from scalespec.trainables.loop import DivergedError, Prepared, Trainer
+from scalespec.trainables.spec import RunSpec, ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def _measure(spec: RunSpec, prepared: Prepared, folder: str, seconds: float) -> 
         _advance(trainer, trainer.step + 1)
         times.append(time.perf_counter() - began)
     data = prepared.data
-    sample = replace(data, val=tuple(array[: evaluation.EVAL_BATCH] for array in data.val))
+    sample = replace(data, val=tuple(array[: validation.EVAL_BATCH] for array in data.val))
     began = time.perf_counter()
-    evaluation.evaluate(prepared.task, trainer.model, sample, Group.current(), spec.train.precision)
+    validation.evaluate(prepared.task, trainer.model, sample, Group.current(), spec.train.precision)
     evaluated = (time.perf_counter() - began) / sample.val_examples
     began = time.perf_counter()
     trainer.io.save_weights(trainer.step, trainer.samples, trainer.flops, trainer.weights(), {})

@@ -4,19 +4,19 @@
 `verdict` puts it into words. What else there is has a module of its own name.
 """
 
-from analysis.laws.backtest import Backtest, Table, backtest, backtests, rolling_origin
-from analysis.laws.conventions import sensitivity
-from analysis.laws.data_constrained import data_constrained_loss, fit_data_constrained
-from analysis.laws.effective_params import effective_params
-from analysis.laws.frontier import fit_frontier
-from analysis.laws.isoflop import fit_isoflop
-from analysis.laws.kaplan import fit_kaplan, kaplan_loss
-from analysis.laws.law import Evidence, Exclusion, FitStatus, Law, Param
-from analysis.laws.learning_rate import fit_learning_rate
-from analysis.laws.parametric import chinchilla_loss, fit_chinchilla, optimum, predict
-from analysis.laws.power import fit_overtrained, fit_power, overtrained_loss, power_loss
-from analysis.laws.study import as_runs, study_laws
-from analysis.laws.verdict import verdict
+from scalespec.analysis.laws.backtest import Backtest, Table, backtest, backtests, rolling_origin
+from scalespec.analysis.laws.conventions import sensitivity
+from scalespec.analysis.laws.data_constrained import data_constrained_loss, fit_data_constrained
+from scalespec.analysis.laws.effective_params import effective_params
+from scalespec.analysis.laws.frontier import fit_frontier
+from scalespec.analysis.laws.isoflop import fit_isoflop
+from scalespec.analysis.laws.kaplan import fit_kaplan, kaplan_loss
+from scalespec.analysis.laws.law import Evidence, Exclusion, FitStatus, Law, Param
+from scalespec.analysis.laws.learning_rate import fit_learning_rate
+from scalespec.analysis.laws.parametric import chinchilla_loss, fit_chinchilla, optimum, predict
+from scalespec.analysis.laws.power import fit_overtrained, fit_power, overtrained_loss, power_loss
+from scalespec.analysis.laws.study import as_runs, study_laws
+from scalespec.analysis.laws.verdict import verdict
 
 __all__ = [
     "Backtest",

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.isoflop import budgets_of
-from analysis.laws.law import Array, Law, positive
-from analysis.laws.parametric import chinchilla_loss, fit_chinchilla, values
+from scalespec.analysis.laws.isoflop import budgets_of
+from scalespec.analysis.laws.law import Array, Law, positive
+from scalespec.analysis.laws.parametric import chinchilla_loss, fit_chinchilla, values
 
 Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from analysis.laws.law import Array, Law, Param
+from scalespec.analysis.laws.law import Array, Law, Param
 
 MINIMUM_FAMILIES = 6
 """Fewer families than this are not resampled: percentiles over so few clusters cover far less than they promise."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.bootstrap import of_law
-from analysis.laws.law import Law, Param
-from analysis.laws.parametric import cost_exponents, fit_chinchilla
-from analysis.laws.study import usable
+from scalespec.analysis.laws.bootstrap import of_law
+from scalespec.analysis.laws.law import Law, Param
+from scalespec.analysis.laws.parametric import cost_exponents, fit_chinchilla
+from scalespec.analysis.laws.study import usable
 
 N_CONVENTIONS = {
     "all parameters": ("params_total", None),

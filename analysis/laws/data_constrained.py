@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws import forms
-from analysis.laws.fitting import fit
-from analysis.laws.forms import Columns, Problem
-from analysis.laws.law import Array, Law
+from scalespec.analysis.laws import forms
+from scalespec.analysis.laws.fitting import fit
+from scalespec.analysis.laws.forms import Columns, Problem
+from scalespec.analysis.laws.law import Array, Law
 
 _HALF_LIFE = (0.3, 1000.0)
 """Bounds of R_D* and R_N*, in repetitions. Published: 15.4 and 5.3."""

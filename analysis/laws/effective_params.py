@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.law import Array, Law, positive
-from analysis.laws.power import fit_power
+from scalespec.analysis.laws.law import Array, Law, positive
+from scalespec.analysis.laws.power import fit_power
 
 GPT2_TOKENIZERS = ("gpt2", "r50k_base", "p50k_base")
 """Byte-pair vocabularies of about 50,000 entries, trained on WebText or its like."""

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.laws import bootstrap
-from analysis.laws.forms import Columns, Problem
-from analysis.laws.huber import NEAR, InLoss, Model, Solution, minimise
-from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
-from analysis.laws.noise import default_delta, seed_noise
+from scalespec.analysis.laws import bootstrap
+from scalespec.analysis.laws.forms import Columns, Problem
+from scalespec.analysis.laws.huber import NEAR, InLoss, Model, Solution, minimise
+from scalespec.analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
+from scalespec.analysis.laws.noise import default_delta, seed_noise
 
 NARROW = 4.0
 """A variable that spans less than this factor cannot show an exponent."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.huber import Model, SumOfPowers
-from analysis.laws.law import Array
+from scalespec.analysis.laws.huber import Model, SumOfPowers
+from scalespec.analysis.laws.law import Array
 
 EXPONENT = (1e-3, 4.0)
 """Bounds of an exponent. Published ones lie between .03 and 1.8."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws import bootstrap, forms
-from analysis.laws.fitting import FLAT, NARROW, bounds_hit
-from analysis.laws.huber import Solution, minimise
-from analysis.laws.isoflop import Profile
-from analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
-from analysis.laws.noise import default_delta, seed_noise
+from scalespec.analysis.laws import bootstrap, forms
+from scalespec.analysis.laws.fitting import FLAT, NARROW, bounds_hit
+from scalespec.analysis.laws.huber import Solution, minimise
+from scalespec.analysis.laws.isoflop import Profile
+from scalespec.analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
+from scalespec.analysis.laws.noise import default_delta, seed_noise
 
 BUDGETS = 13
 """Budgets, evenly spaced in ln C, at which the frontier is read."""

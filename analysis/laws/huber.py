@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from analysis.laws.law import Array
+from scalespec.analysis.laws.law import Array
 
 _CELLS = 15_000  # rows times points worked on together: their Jacobians then stay in a core's cache
 _ITERATIONS = 300

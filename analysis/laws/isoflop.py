@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.laws import bootstrap
-from analysis.laws.fitting import NARROW
-from analysis.laws.law import Array, Evidence, FitStatus, Law, positive
-from analysis.laws.noise import seed_noise
+from scalespec.analysis.laws import bootstrap
+from scalespec.analysis.laws.fitting import NARROW
+from scalespec.analysis.laws.law import Array, Evidence, FitStatus, Law, positive
+from scalespec.analysis.laws.noise import seed_noise
 
 Method = Literal["akima", "parabola"]
 SAME_BUDGET = 0.05

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.fitting import fit
-from analysis.laws.forms import EXPONENT, Columns, Problem
-from analysis.laws.law import Array, Law
+from scalespec.analysis.laws.fitting import fit
+from scalespec.analysis.laws.forms import EXPONENT, Columns, Problem
+from scalespec.analysis.laws.law import Array, Law
 
 
 def kaplan_loss(params: Mapping[str, Any], n: Any, d: Any) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws import bootstrap
-from analysis.laws.fitting import NARROW
-from analysis.laws.law import Array, FitStatus, Law, positive
+from scalespec.analysis.laws import bootstrap
+from scalespec.analysis.laws.fitting import NARROW
+from scalespec.analysis.laws.law import Array, FitStatus, Law, positive
 
 LEAST_RATES = 5
 """Learning rates without which a batch has no optimum, and points of the parabola through it."""

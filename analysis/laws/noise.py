@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.law import Array
+from scalespec.analysis.laws.law import Array
 
 DEFAULT_DELTA = 1e-3
 """Huber threshold of https://arxiv.org/abs/2203.15556 on log loss: a relative error of 0.1 %."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws import forms
-from analysis.laws.bootstrap import of_law
-from analysis.laws.fitting import fit
-from analysis.laws.law import Array, Law, Param, positive
+from scalespec.analysis.laws import forms
+from scalespec.analysis.laws.bootstrap import of_law
+from scalespec.analysis.laws.fitting import fit
+from scalespec.analysis.laws.law import Array, Law, Param, positive
 
 
 def fit_chinchilla(

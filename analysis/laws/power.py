@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from analysis.laws import forms
-from analysis.laws.fitting import fit
-from analysis.laws.law import Law
+from scalespec.analysis.laws import forms
+from scalespec.analysis.laws.fitting import fit
+from scalespec.analysis.laws.law import Law
 
 LEAST_SQUARES = 1e6
 """A Huber threshold that no residual reaches."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws import frontier, learning_rate
-from analysis.laws.law import Exclusion, Law
-from analysis.laws.parametric import fit_chinchilla
-from analysis.laws.power import fit_power
+from scalespec.analysis.laws import frontier, learning_rate
+from scalespec.analysis.laws.law import Exclusion, Law
+from scalespec.analysis.laws.parametric import fit_chinchilla
+from scalespec.analysis.laws.power import fit_power
 
 AXES_OF_A_GRID = ("width", "data_fraction", "seed")
 RECIPE = ("batch_size", "lr_base", "optimizer", "schedule", "precision")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.laws.law import FitStatus, Law, Param
+from scalespec.analysis.laws.law import FitStatus, Law, Param
 
 _SHIFT = 0.1  # relative change of an exponent, by leaving out a handful of points, that deserves a sentence
 _SYMBOL = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from analysis.plots.style import GREY, QUIET, size_colors, sizes_map
+from scalespec.analysis.plots.style import GREY, QUIET, size_colors, sizes_map
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 """Shape of a data budget, smallest first."""

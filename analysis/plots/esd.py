@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.plots.axes import caption, log_axis
-from analysis.plots.style import FULL, GREY, QUIET, figure
-from analysis.spectral import NATIVE, WW, fit_columns
-from analysis.spectral.metrics import EPS
-from analysis.spectral.power_law import NATIVE_RULE, WW_CUT, WW_RULE, Floats, profile
-from analysis.spectral.random_matrix import marchenko_pastur
+from scalespec.analysis.plots.axes import caption, log_axis
+from scalespec.analysis.plots.style import FULL, GREY, QUIET, figure
+from scalespec.analysis.spectral import NATIVE, WW, fit_columns
+from scalespec.analysis.spectral.metrics import EPS
+from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_CUT, WW_RULE, Floats, profile
+from scalespec.analysis.spectral.random_matrix import marchenko_pastur
 
 DATA, FIT, NULL = "#0072b2", "#d55e00", "#000000"
 """Blue, vermilion, black of Okabe & Ito's palette: told apart by colour-blind readers and in print."""

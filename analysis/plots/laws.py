@@ -15,17 +15,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.laws.backtest import Backtest
-from analysis.laws.data_constrained import data_constrained_loss
-from analysis.laws.frontier import smoothed_profiles
-from analysis.laws.isoflop import profiles
-from analysis.laws.law import Law
-from analysis.laws.parametric import values
-from analysis.laws.power import power_loss
-from analysis.laws.study import C, D, N, usable
-from analysis.plots import parts
-from analysis.plots.axes import MARKERS, box, caption, flop, log_axis, size_bar
-from analysis.plots.style import DARK, FULL, GREY, HALF, QUIET, figure, size_colors
+from scalespec.analysis.laws.backtest import Backtest
+from scalespec.analysis.laws.data_constrained import data_constrained_loss
+from scalespec.analysis.laws.frontier import smoothed_profiles
+from scalespec.analysis.laws.isoflop import profiles
+from scalespec.analysis.laws.law import Law
+from scalespec.analysis.laws.parametric import values
+from scalespec.analysis.laws.power import power_loss
+from scalespec.analysis.laws.study import C, D, N, usable
+from scalespec.analysis.plots import parts
+from scalespec.analysis.plots.axes import MARKERS, box, caption, flop, log_axis, size_bar
+from scalespec.analysis.plots.style import DARK, FULL, GREY, HALF, QUIET, figure, size_colors
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.laws.backtest import Backtest
-from analysis.laws.bootstrap import of_law
-from analysis.laws.isoflop import Profile
-from analysis.laws.kaplan import kaplan_loss
-from analysis.laws.law import Law, Param
-from analysis.laws.parametric import chinchilla_loss, values
-from analysis.laws.study import D, N
-from analysis.plots.axes import MARKERS, log_axis
-from analysis.plots.style import EXCLUDED, GREY, QUIET, size_colors
+from scalespec.analysis.laws.backtest import Backtest
+from scalespec.analysis.laws.bootstrap import of_law
+from scalespec.analysis.laws.isoflop import Profile
+from scalespec.analysis.laws.kaplan import kaplan_loss
+from scalespec.analysis.laws.law import Law, Param
+from scalespec.analysis.laws.parametric import chinchilla_loss, values
+from scalespec.analysis.laws.study import D, N
+from scalespec.analysis.plots.axes import MARKERS, log_axis
+from scalespec.analysis.plots.style import EXCLUDED, GREY, QUIET, size_colors
 
 _EXTRAPOLATE = 10.0
 SURFACES: Mapping[str, tuple[Callable[..., Any], str, str]] = {

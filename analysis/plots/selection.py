@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots.axes import caption
-from analysis.plots.style import DARK, EXCLUDED, FULL, GREY, figure
-from analysis.selection import Selection, expected_best
+from scalespec.analysis.plots.axes import caption
+from scalespec.analysis.plots.style import DARK, EXCLUDED, FULL, GREY, figure
+from scalespec.analysis.selection import Selection, expected_best
 
 MOST = 24
 """Configurations that get a row of their own; of more the best are shown."""

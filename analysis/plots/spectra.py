@@ -15,10 +15,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots.axes import caption, log_axis
-from analysis.plots.esd import esd_figure, short
-from analysis.plots.style import FULL, GREY, QUIET, figure, size_colors
-from analysis.spectral import NATIVE, fit_columns
+from scalespec.analysis.plots.axes import caption, log_axis
+from scalespec.analysis.plots.esd import esd_figure, short
+from scalespec.analysis.plots.style import FULL, GREY, QUIET, figure, size_colors
+from scalespec.analysis.spectral import NATIVE, fit_columns
 
 Rows = Iterable[Mapping[str, Any]] | pd.DataFrame
 

@@ -12,11 +12,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.laws import Law, optimum
-from analysis.laws.study import C, D, N, extra_axes
-from analysis.plots.axes import MARKERS, flop, log_axis, size_bar
-from analysis.plots.laws import STUDY, Labels
-from analysis.plots.style import EXCLUDED, FULL, GREY, figure, size_colors
+from scalespec.analysis.laws import Law, optimum
+from scalespec.analysis.laws.study import C, D, N, extra_axes
+from scalespec.analysis.plots.axes import MARKERS, flop, log_axis, size_bar
+from scalespec.analysis.plots.laws import STUDY, Labels
+from scalespec.analysis.plots.style import EXCLUDED, FULL, GREY, figure, size_colors
 
 POINTS = 400
 """Points of one curve at most."""

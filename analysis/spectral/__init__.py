@@ -1,10 +1,19 @@
 """Spectra of weight matrices: WeightWatcher's numbers exactly, faster, and whether they can be believed."""
 
-from analysis.spectral.analyze import analyze
-from analysis.spectral.esd import KINDS, NATIVE, PROFILES, WW, SpectrumError
-from analysis.spectral.layers import content_key, cost, layer_rows, matrices, memory, null_cost, parts, summarize
-from analysis.spectral.metrics import fit_columns
-from analysis.spectral.parallel import each, shapes_first
+from scalespec.analysis.spectral.analyze import analyze
+from scalespec.analysis.spectral.esd import KINDS, NATIVE, PROFILES, WW, SpectrumError
+from scalespec.analysis.spectral.layers import (
+    content_key,
+    cost,
+    layer_rows,
+    matrices,
+    memory,
+    null_cost,
+    parts,
+    summarize,
+)
+from scalespec.analysis.spectral.metrics import fit_columns
+from scalespec.analysis.spectral.parallel import each, shapes_first
 
 __all__ = [
     "KINDS",

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.spectral import esd, metrics, power_law, random_matrix
-from analysis.spectral.esd import NATIVE, WW, Array, Layer, NonFiniteError, Spectrum, SpectrumError
-from analysis.spectral.movement import movement
-from analysis.spectral.power_law import NATIVE_RULE, WW_CUT, WW_RULE, Floats
-from analysis.spectral.trust import MIN_TAIL, UNFIT, Subject, judge
-from analysis.spectral.vectors import vector_metrics
+from scalespec.analysis.spectral import esd, metrics, power_law, random_matrix
+from scalespec.analysis.spectral.esd import NATIVE, WW, Array, Layer, NonFiniteError, Spectrum, SpectrumError
+from scalespec.analysis.spectral.movement import movement
+from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_CUT, WW_RULE, Floats
+from scalespec.analysis.spectral.trust import MIN_TAIL, UNFIT, Subject, judge
+from scalespec.analysis.spectral.vectors import vector_metrics
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from analysis.spectral.power_law import Floats
+from scalespec.analysis.spectral.power_law import Floats
 
 Array = NDArray[Any]
 T = TypeVar("T")

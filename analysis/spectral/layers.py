@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.spectral.analyze import Row, analyze
-from analysis.spectral.esd import WW, Array
-from analysis.spectral.trust import MIN_EVALS
+from scalespec.analysis.spectral.analyze import Row, analyze
+from scalespec.analysis.spectral.esd import WW, Array
+from scalespec.analysis.spectral.trust import MIN_EVALS
 
 FUSED_QKV = re.compile(
     r"(?:^|[._/])(?:c_attn|in_proj|in_proj_weight|qkv|qkv_proj|Wqkv|w_qkv|attn_qkv|to_qkv)(?:\.weight|\.kernel)?$"

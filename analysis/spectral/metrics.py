@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.spectral.esd import WW, Spectrum
-from analysis.spectral.power_law import Fit, Floats
+from scalespec.analysis.spectral.esd import WW, Spectrum
+from scalespec.analysis.spectral.power_law import Fit, Floats
 
 EPS = float(np.finfo(np.float64).eps)
 ENTROPY_EPSILON = 1e-10

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.spectral import esd
-from analysis.spectral.esd import Array
-from analysis.spectral.power_law import hill
+from scalespec.analysis.spectral import esd
+from scalespec.analysis.spectral.esd import Array
+from scalespec.analysis.spectral.power_law import hill
 
 
 def movement(

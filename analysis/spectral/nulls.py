@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg
 
-from analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, fit, hill
-from analysis.spectral.random_matrix import jensen_shannon
+from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, fit, hill
+from scalespec.analysis.spectral.random_matrix import jensen_shannon
 
 VERSION = 1
 """Raised when the numbers change: older files are then not read."""

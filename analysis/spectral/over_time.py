@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.spectral.esd import Array
-from analysis.spectral.power_law import Floats
+from scalespec.analysis.spectral.esd import Array
+from scalespec.analysis.spectral.power_law import Floats
 
 METRICS = ("alpha", "alpha_hill", "stable_rank", "log_norm", "log_spectral_norm", "alpha_weighted", "rand_distance")
 WITNESSES = ("rand_distance", "spectral_norm", "distance_from_init")

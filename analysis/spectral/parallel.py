@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
-from analysis.spectral.esd import use_gpu
+from scalespec.analysis.spectral.esd import use_gpu
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

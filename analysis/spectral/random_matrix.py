@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from analysis.spectral.esd import Array, eigenvalues
-from analysis.spectral.power_law import Floats, hill
+from scalespec.analysis.spectral.esd import Array, eigenvalues
+from scalespec.analysis.spectral.power_law import Floats, hill
 
 BANDWIDTH, GRID, VANISHING = 0.1, 1000, 0.01
 """WeightWatcher's density estimate: triangular kernel of this half width, on 1000 points, and ignored below 0.01."""

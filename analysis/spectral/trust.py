@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-from analysis.spectral.nulls import Null, null
-from analysis.spectral.power_law import Fit, Floats, Rule, fit, near_optimal
+from scalespec.analysis.spectral.nulls import Null, null
+from scalespec.analysis.spectral.power_law import Fit, Floats, Rule, fit, near_optimal
 
 LEVEL, RESAMPLES = 0.9, 100
 MIN_EVALS, MIN_TAIL, MAX_SPREAD, MAX_ALPHA = 128, 20, 1.0, 8.0

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from analysis.spectral.esd import Array, Layer, gram
-from analysis.spectral.power_law import Floats
+from scalespec.analysis.spectral.esd import Array, Layer, gram
+from scalespec.analysis.spectral.power_law import Floats
 
 BINS, EPSILON = 100, 1e-10
 """Entropy is that of a histogram with 100 bins whatever the length, so it depends on the length (WeightWatcher #254)."""

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.selection import bootstrap_bias_corrected, expected_best, select
+from scalespec.analysis.selection import bootstrap_bias_corrected, expected_best, select
 
 RNG = np.random.default_rng(0)
 

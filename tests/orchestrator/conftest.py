@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 from folders import contents
 
-from orchestrator import cli, cluster
+from scalespec.orchestrator import cli
+from scalespec.orchestrator.engine import cluster
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ from folders import contents
 from mlflow import MlflowClient
 from trained import prepared, trained
 
-import analysis
-from analysis import tables
-from orchestrator import progress, store
+from scalespec import analysis
+from scalespec.analysis import tables
+from scalespec.orchestrator.store import folder as store
+from scalespec.orchestrator.terminal import progress
 from studies import toy_yaml
 
 SMALL: dict[str, Any] = {
@@ -276,7 +277,7 @@ def test_ui_serves_the_study_s_own_store_on_loopback(scalespec, study, monkeypat
 
 
 def test_ui_without_a_store_of_its_own_says_what_to_do(refused, study, monkeypatch):
-    monkeypatch.setattr("orchestrator.tracking.is_local_disk", lambda path: False)
+    monkeypatch.setattr("scalespec.orchestrator.tracking.recorder.is_local_disk", lambda path: False)
     assert "--tracking-uri" in refused("ui", study)
 
 

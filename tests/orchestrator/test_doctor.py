@@ -14,8 +14,8 @@ import pytest
 import torch
 from folders import contents
 
-from orchestrator import doctor
-from orchestrator.doctor import Finding, examine, requirements
+from scalespec.orchestrator import doctor
+from scalespec.orchestrator.doctor import Finding, examine, requirements
 from studies import toy_yaml
 
 
@@ -188,7 +188,7 @@ def test_a_tracking_server_that_does_not(write, uri):
 
 
 def test_a_network_disk_has_no_live_tracking(write, monkeypatch):
-    monkeypatch.setattr("orchestrator.tracking.is_local_disk", lambda path: False)
+    monkeypatch.setattr("scalespec.orchestrator.tracking.recorder.is_local_disk", lambda path: False)
     finding = named(examine(write()), "tracking")
     assert finding.ok
     assert "scalespec sync" in finding.detail

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-import analysis
+from scalespec import analysis
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

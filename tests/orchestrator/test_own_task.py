@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import analysis
+from scalespec import analysis
 
 DOCS = Path(__file__).parents[2] / "docs" / "own-task.md"
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def scalespec(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "orchestrator", *arguments]
+    command = [sys.executable, "-m", "scalespec", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

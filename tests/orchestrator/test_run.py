@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-import analysis
-from analysis import tables
-from orchestrator import run as runs
-from orchestrator import tracking
-from orchestrator.errors import InputError
-from orchestrator.store import StudyStore, lease
+from scalespec import analysis
+from scalespec.analysis import tables
+from scalespec.orchestrator import run as runs
+from scalespec.orchestrator.errors import InputError
+from scalespec.orchestrator.store.folder import StudyStore, lease
+from scalespec.orchestrator.tracking import recorder as tracking
 from studies import toy_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -37,7 +37,7 @@ def write(folder: Path, **changes) -> str:
 
 
 def run_in_process(study: str, *more: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator", "run", study, *more]
+    command = [sys.executable, "-m", "scalespec", "run", study, *more]
     return subprocess.Popen(
         command,
         env={**os.environ, **environment},
@@ -296,7 +296,7 @@ def test_a_killed_study_goes_on_where_it_was(finished, ray_cluster, tmp_path):
 
 def test_status_reads_the_disk(finished, capsys):
     folder, _ = finished
-    from orchestrator.cli import main
+    from scalespec.orchestrator.cli import main
 
     with pytest.raises(SystemExit) as caught:
         main(["status", str(folder), "--json"])

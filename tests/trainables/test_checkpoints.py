@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.checkpoints import (
+from scalespec.trainables.checkpoints import (
     MANIFEST,
     STATE,
     DamagedError,
@@ -17,7 +17,7 @@ from trainables.checkpoints import (
     step_folder,
     step_of,
 )
-from trainables.task import State, ValRows
+from scalespec.trainables.io import State, ValRows
 
 
 @pytest.fixture

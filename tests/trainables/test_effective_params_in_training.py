@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.laws.effective_params import GPT2_TOKENIZERS, KAPLAN
-from analysis.laws.effective_params import effective_params as of_arrays
+from scalespec.analysis.laws.effective_params import GPT2_TOKENIZERS, KAPLAN
+from scalespec.analysis.laws.effective_params import effective_params as of_arrays
+from scalespec.trainables import effective_params
+from scalespec.trainables.checkpoints import LocalFiles, RunFolder
+from scalespec.trainables.loop import Trainer
 from studies import toy_grid
-from trainables import effective_params
-from trainables.checkpoints import LocalFiles, RunFolder
-from trainables.loop import Trainer
 
 READINGS = ("n_eff_ema", "n_eff_batches", "n_eff_clamped_ema", "n_eff_clamped_batches")
 

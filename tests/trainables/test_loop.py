@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from scalespec.trainables.checkpoints import WEIGHTS, LocalFiles, RunFolder, local_run, read_committed, step_folder
+from scalespec.trainables.errors import DataChangedError
+from scalespec.trainables.family import checkpoint_steps
+from scalespec.trainables.loop import Trainer
+from scalespec.trainables.spec import RunSpec
 from studies import toy_grid
-from trainables.checkpoints import WEIGHTS, LocalFiles, RunFolder, local_run, read_committed, step_folder
-from trainables.loop import Trainer
-from trainables.steps import checkpoint_steps
-from trainables.task import DataChangedError, RunSpec
 
 WALL = {"samples_per_s"}
 

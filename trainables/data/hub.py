@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from trainables.task import TaskError
+from scalespec.trainables.errors import TaskError
 
 
 class Split(Protocol):

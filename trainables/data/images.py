@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.data import hub, identity
-from trainables.task import DataConfig, Dataset, TaskError
+from scalespec.trainables.data import hub, identity
+from scalespec.trainables.errors import TaskError
+from scalespec.trainables.spec import DataConfig
+from scalespec.trainables.task import Dataset
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
 SHAPE, CLASSES = (28, 28), 10

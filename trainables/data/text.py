@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trainables.data import hub, identity
-from trainables.data.tokenizer import Tokenizer
-from trainables.task import DataConfig, Dataset, TaskError
+from scalespec.trainables.data import hub, identity
+from scalespec.trainables.data.tokenizer import Tokenizer
+from scalespec.trainables.errors import TaskError
+from scalespec.trainables.spec import DataConfig
+from scalespec.trainables.task import Dataset
 
 VAL_PERCENT = 5
 DOCUMENT_MARK = b"<|endoftext|>"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import tiktoken
 
-from trainables.task import TaskError
+from scalespec.trainables.errors import TaskError
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, grid_runs
 
-from analysis.laws import Table, backtest, backtests, chinchilla_loss, rolling_origin
-from analysis.laws.backtest import baselines, largest, largest_budgets
+from scalespec.analysis.laws import Table, backtest, backtests, chinchilla_loss, rolling_origin
+from scalespec.analysis.laws.backtest import baselines, largest, largest_budgets
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.laws.bootstrap import Clusters, interval
+from scalespec.analysis.laws.bootstrap import Clusters, interval
 
 RNG = np.random.default_rng(0)
 

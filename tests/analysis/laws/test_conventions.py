@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from surfaces import grid_runs, read
 
-from analysis.laws import fit_chinchilla, sensitivity
-from analysis.laws.conventions import Shape, size_exponent
+from scalespec.analysis.laws import fit_chinchilla, sensitivity
+from scalespec.analysis.laws.conventions import Shape, size_exponent
 
 TABLE_A4 = [(640, 2560, 64, 10, 10), (1024, 4096, 64, 16, 20), (1280, 5120, 128, 10, 24),
             (1792, 7168, 128, 14, 26), (2048, 8192, 128, 16, 28), (3584, 14336, 128, 28, 40)]  # fmt: skip

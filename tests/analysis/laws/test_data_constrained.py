@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.laws import FitStatus, data_constrained_loss, fit_data_constrained
-from analysis.laws.data_constrained import _problem, effective_data
+from scalespec.analysis.laws import FitStatus, data_constrained_loss, fit_data_constrained
+from scalespec.analysis.laws.data_constrained import _problem, effective_data
 
 PUBLISHED = {
     "A": np.exp(6.255414),

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws import effective_params
-from analysis.laws.effective_params import (
+from scalespec.analysis.laws import effective_params
+from scalespec.analysis.laws.effective_params import (
     KAPLAN,
     Constants,
     ema,

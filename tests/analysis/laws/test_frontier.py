@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, grid_runs
 
-from analysis.laws import FitStatus, fit_frontier, verdict
-from analysis.laws.frontier import budgets, smoothed_profiles, trace
+from scalespec.analysis.laws import FitStatus, fit_frontier, verdict
+from scalespec.analysis.laws.frontier import budgets, smoothed_profiles, trace
 
 A = EPOCH["beta"] / (EPOCH["alpha"] + EPOCH["beta"])
 GAMMA = EPOCH["alpha"] * EPOCH["beta"] / (EPOCH["alpha"] + EPOCH["beta"])

@@ -3,9 +3,9 @@ import pytest
 from scipy.optimize import minimize
 from surfaces import EPOCH
 
-from analysis.laws import forms
-from analysis.laws.huber import InLoss, SumOfPowers, huber, minimise
-from analysis.laws.kaplan import _Joint
+from scalespec.analysis.laws import forms
+from scalespec.analysis.laws.huber import InLoss, SumOfPowers, huber, minimise
+from scalespec.analysis.laws.kaplan import _Joint
 
 RNG = np.random.default_rng(1)
 N, D = 10 ** RNG.uniform(7, 10, 40), 10 ** RNG.uniform(9, 11.5, 40)

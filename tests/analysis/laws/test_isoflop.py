@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from surfaces import EPOCH, read
 
-from analysis.laws import FitStatus, chinchilla_loss, fit_isoflop
-from analysis.laws.isoflop import budgets_of, minimum, profiles
+from scalespec.analysis.laws import FitStatus, chinchilla_loss, fit_isoflop
+from scalespec.analysis.laws.isoflop import budgets_of, minimum, profiles
 
 HOFFMANN = {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.33917084, "beta": 0.2849083}
 LOPSIDED = {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.465, "beta": 0.155}

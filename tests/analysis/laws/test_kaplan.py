@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.laws import fit_kaplan, kaplan_loss
+from scalespec.analysis.laws import fit_kaplan, kaplan_loss
 
 PUBLISHED = {"alpha_n": 0.076, "alpha_d": 0.103, "n_c": 6.4e13, "d_c": 1.8e13}
 RNG = np.random.default_rng(0)

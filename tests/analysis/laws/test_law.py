@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from analysis import tables
-from analysis.laws.law import Evidence, Exclusion, FitStatus, Law, Param, positive
+from scalespec.analysis import tables
+from scalespec.analysis.laws.law import Evidence, Exclusion, FitStatus, Law, Param, positive
 
 LAW = Law(
     id="chinchilla/dropout=0.2",

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from surfaces import read
 
-from analysis.laws import FitStatus, fit_learning_rate
-from analysis.laws.learning_rate import best_rate, cells, slopes
+from scalespec.analysis.laws import FitStatus, fit_learning_rate
+from scalespec.analysis.laws.learning_rate import best_rate, cells, slopes
 
 STEPLAW = {"n": "N", "d": "D", "batch": "bs", "lr": "lr", "loss": "smooth loss"}
 

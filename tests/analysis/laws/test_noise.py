@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.laws.noise import DEFAULT_DELTA, default_delta, seed_noise
+from scalespec.analysis.laws.noise import DEFAULT_DELTA, default_delta, seed_noise
 
 
 def test_the_spread_between_seeds_is_pooled_over_cells():

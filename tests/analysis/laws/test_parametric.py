@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from surfaces import EPOCH, grid_runs, read
 
-from analysis.laws import FitStatus, chinchilla_loss, fit_chinchilla, optimum, predict
+from scalespec.analysis.laws import FitStatus, chinchilla_loss, fit_chinchilla, optimum, predict
 
 SURFACES = {
     "Hoffmann": {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.33917084, "beta": 0.2849083},

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from surfaces import read
 
-from analysis.laws import FitStatus, fit_overtrained, fit_power, overtrained_loss, power_loss
+from scalespec.analysis.laws import FitStatus, fit_overtrained, fit_power, overtrained_loss, power_loss
 
 X = np.geomspace(1e6, 1e10, 12)
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from surfaces import EPOCH, grid_runs
 
-from analysis.laws import FitStatus, Law, study_laws
-from analysis.laws.study import as_runs
+from scalespec.analysis.laws import FitStatus, Law, study_laws
+from scalespec.analysis.laws.study import as_runs
 
 NAMES = ["chinchilla", "frontier", "n_opt", "loss_of_n", "loss_of_d"]
 

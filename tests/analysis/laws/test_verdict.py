@@ -1,7 +1,7 @@
 import numpy as np
 from surfaces import EPOCH, grid_runs, read
 
-from analysis.laws import chinchilla_loss, fit_chinchilla, fit_power, verdict
+from scalespec.analysis.laws import chinchilla_loss, fit_chinchilla, fit_power, verdict
 
 
 def test_the_influence_of_five_points_is_named(epoch, epoch_240):

@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 from surfaces import grid_runs
 
-from analysis.laws import Table, backtests, fit_isoflop, rolling_origin, study_laws
-from analysis.laws.study import as_runs
-from analysis.plots.axes import covered_markers
-from analysis.plots.laws import (
+from scalespec.analysis.laws import Table, backtests, fit_isoflop, rolling_origin, study_laws
+from scalespec.analysis.laws.study import as_runs
+from scalespec.analysis.plots.axes import covered_markers
+from scalespec.analysis.plots.laws import (
     Labels,
     backtest_figure,
     coefficient_drift_figure,
@@ -14,7 +14,7 @@ from analysis.plots.laws import (
     isoflop_figure,
     surface_figure,
 )
-from analysis.plots.style import to_svg
+from scalespec.analysis.plots.style import to_svg
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_fit_is_dashed_outside_the_data(runs, laws):
 
 
 def test_laws_read_back_without_draws_are_drawn_without_bands(runs, laws):
-    from analysis.laws import Law
+    from scalespec.analysis.laws import Law
 
     read = [Law.from_json(law.to_json()) for law in laws]
     figure = frontier_figure(runs, read)

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.plots.selection import MOST, selection_figure
-from analysis.plots.style import to_svg
-from analysis.selection import expected_best, select
+from scalespec.analysis.plots.selection import MOST, selection_figure
+from scalespec.analysis.plots.style import to_svg
+from scalespec.analysis.selection import expected_best, select
 
 
 def runs(configurations: int, seeds: int = 2) -> pd.DataFrame:

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import tables
-from analysis.plots.axes import covered_markers
-from analysis.plots.esd import esd_figure
-from analysis.plots.spectra import (
+from scalespec.analysis import tables
+from scalespec.analysis.plots.axes import covered_markers
+from scalespec.analysis.plots.esd import esd_figure
+from scalespec.analysis.plots.spectra import (
     TOP,
     depth_figure,
     depth_key,
@@ -20,8 +20,8 @@ from analysis.plots.spectra import (
     pictures,
     training_figure,
 )
-from analysis.plots.style import to_svg
-from analysis.spectral import layer_rows
+from scalespec.analysis.plots.style import to_svg
+from scalespec.analysis.spectral import layer_rows
 
 
 def normal(*shape, seed=0):

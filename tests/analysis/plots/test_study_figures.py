@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from analysis.laws import study_laws
-from analysis.plots.study import (
+from scalespec.analysis.laws import study_laws
+from scalespec.analysis.plots.study import (
     ALL_POINTS,
     POINTS,
     SINGLE,
@@ -21,7 +21,7 @@ from analysis.plots.study import (
     fraction,
     thin,
 )
-from analysis.plots.style import EXCLUDED
+from scalespec.analysis.plots.style import EXCLUDED
 
 
 def runs_of(widths=(8, 16, 32), fractions=(1.0, 0.5), seeds=(0, 1), **more):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import tables
-from analysis.spectral import NATIVE, PROFILES, WW, SpectrumError, analyze
+from scalespec.analysis import tables
+from scalespec.analysis.spectral import NATIVE, PROFILES, WW, SpectrumError, analyze
 
 
 def weight_of(shape=(96, 64), seed=0, scale=1.0):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.spectral import esd
-from analysis.spectral.esd import NATIVE, WW, SpectrumError, layer, pooled, shuffled, spectrum
+from scalespec.analysis.spectral import esd
+from scalespec.analysis.spectral.esd import NATIVE, WW, SpectrumError, layer, pooled, shuffled, spectrum
 
 
 def squared_singular(matrix):

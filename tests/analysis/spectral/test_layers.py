@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import tables
-from analysis.spectral import NATIVE, WW, content_key, cost, layer_rows, parts, summarize
+from scalespec.analysis import tables
+from scalespec.analysis.spectral import NATIVE, WW, content_key, cost, layer_rows, parts, summarize
 
 PLAIN = {"randomize": False, "trust": False}
 
@@ -147,7 +147,7 @@ def test_memory_bounds_what_a_layer_takes():
 
     script = """
 import os, resource, numpy as np
-from analysis.spectral import analyze, memory
+from scalespec.analysis.spectral import analyze, memory
 shape = (6000, 1200)
 analyze(np.ones((40, 30), np.float32), kind="dense", trust=False)
 weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

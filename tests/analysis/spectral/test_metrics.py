@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.spectral.esd import WW, layer, spectrum
-from analysis.spectral.metrics import (
+from scalespec.analysis.spectral.esd import WW, layer, spectrum
+from scalespec.analysis.spectral.metrics import (
     entropy,
     fit_columns,
     log_alpha_norm,

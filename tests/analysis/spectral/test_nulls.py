@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.spectral import nulls
-from analysis.spectral.nulls import draw, null, rounded, wishart_eigenvalues
+from scalespec.analysis.spectral import nulls
+from scalespec.analysis.spectral.nulls import draw, null, rounded, wishart_eigenvalues
 
 
 @pytest.fixture

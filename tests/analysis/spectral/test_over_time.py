@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.spectral.over_time import agreement, change_points, changes, loss_correlation, slopes
+from scalespec.analysis.spectral.over_time import agreement, change_points, changes, loss_correlation, slopes
 
 
 def series(values, steps=None, **more):

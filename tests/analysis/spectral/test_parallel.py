@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.spectral import analyze, each, shapes_first
-from analysis.spectral.parallel import WORTH_S
+from scalespec.analysis.spectral import analyze, each, shapes_first
+from scalespec.analysis.spectral.parallel import WORTH_S
 
 
 def square(number: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.spectral import power_law
-from analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Rule, fit, hill
+from scalespec.analysis.spectral import power_law
+from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Rule, fit, hill
 
 
 def brute(values, two_sided=False, min_tail=2, small_sample=False):

@@ -7,8 +7,14 @@ import pytest
 from scipy import integrate, optimize
 from scipy.spatial.distance import jensenshannon
 
-from analysis.spectral import random_matrix
-from analysis.spectral.random_matrix import fit_bulk, jensen_shannon, marchenko_pastur, trace_log, triangular_density
+from scalespec.analysis.spectral import random_matrix
+from scalespec.analysis.spectral.random_matrix import (
+    fit_bulk,
+    jensen_shannon,
+    marchenko_pastur,
+    trace_log,
+    triangular_density,
+)
 
 
 def spectrum(N, M, seed=0, scale=1.0):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from analysis.spectral import analyze
-from analysis.spectral.nulls import wishart_eigenvalues
-from analysis.spectral.power_law import WW_RULE, Fit
-from analysis.spectral.trust import (
+from scalespec.analysis.spectral import analyze
+from scalespec.analysis.spectral.nulls import wishart_eigenvalues
+from scalespec.analysis.spectral.power_law import WW_RULE, Fit
+from scalespec.analysis.spectral.trust import (
     exponential_log_density,
     interval,
     lognormal_log_density,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.spectral.esd import WW, layer
-from analysis.spectral.vectors import discrete_entropy, localization, participation, vector_metrics
+from scalespec.analysis.spectral.esd import WW, layer
+from scalespec.analysis.spectral.vectors import discrete_entropy, localization, participation, vector_metrics
 
 
 def entropy_of_one(v):

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.spectral import analyze, layer_rows, summarize
-from orchestrator.weights import read, references
+from scalespec.analysis.spectral import analyze, layer_rows, summarize
+from scalespec.orchestrator.spectra.weights import read, references
 
 EXACT = ("alpha", "xmin", "D")
 COUNTS = (

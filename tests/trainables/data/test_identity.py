@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainables.data import identity
+from scalespec.trainables.data import identity
 
 
 def test_equal_content_has_equal_identity_whatever_its_layout():

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainables.data.images import load, read_idx
-from trainables.task import DataConfig, TaskError
+from scalespec.trainables.data.images import load, read_idx
+from scalespec.trainables.errors import TaskError
+from scalespec.trainables.spec import DataConfig
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

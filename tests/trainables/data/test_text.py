@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainables.data import text
-from trainables.data.text import load
-from trainables.data.tokenizer import tokenizer
-from trainables.task import DataConfig, TaskError
+from scalespec.trainables.data import text
+from scalespec.trainables.data.text import load
+from scalespec.trainables.data.tokenizer import tokenizer
+from scalespec.trainables.errors import TaskError
+from scalespec.trainables.spec import DataConfig
 
 BYTES = tokenizer("bytes")
 SAMPLE = bytes(range(97, 117)) * 50

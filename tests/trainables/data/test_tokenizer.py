@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from trainables.data.tokenizer import byte_encoding, tokenizer
-from trainables.task import TaskError
+from scalespec.trainables.data.tokenizer import byte_encoding, tokenizer
+from scalespec.trainables.errors import TaskError
 
 
 @pytest.fixture

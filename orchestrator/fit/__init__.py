@@ -1,0 +1,1 @@
+"""`scalespec fit`: anyone's tables, and a certified law of them."""

@@ -1,0 +1,1 @@
+"""The report: one offline page with its figures, tables and headings."""

@@ -1,0 +1,316 @@
+"""The spectral stage: every layer of every checkpoint, on Ray Data, from references.
+
+A row of the dataset is a block: references to tensors of about equal total cost, the costliest block first. Weights never
+pass through the object store. Equal content (a trunk's checkpoint lies in every run of its family) is computed once; results
+are keyed, so a second pass computes only what is missing; what cannot be read is a row that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from scalespec.analysis import spectral, tables
+from scalespec.orchestrator.spectra import weights
+from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
+from scalespec.trainables.checkpoints import read_committed
+
+log = logging.getLogger("scalespec.spectra")
+
+BLOCKS_PER_CPU = 8
+"""Enough blocks to balance, few enough that their overhead is small."""
+
+FOLLOW_S = 5.0
+"""Seconds between two looks for new checkpoints while training goes on."""
+
+PROCESS_BYTES = 400 << 20
+"""What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
+
+Key = tuple[str, int, str]
+"""run_key, step, layer."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One tensor of one checkpoint, and every (run, step) whose checkpoint has the same content."""
+
+    path: str
+    layer: str
+    shape: tuple[int, ...]
+    kind: str
+    init: str | None
+    previous: str | None
+    owners: tuple[tuple[str, int, int], ...]
+    """run_key, step, samples."""
+
+    @property
+    def cost(self) -> float:
+        others = (self.init is not None) + (self.previous is not None)
+        return spectral.cost(self.shape, self.kind, decompositions=2 + others)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute of each tensor."""
+
+    root: str
+    profile: str
+    vectors: bool
+
+
+def references(store: StudyStore, checkpoints: pa.Table, every: str, done: set[Key]) -> list[Reference]:
+    """What is still to be computed of a study's checkpoints. `every`: checkpoint | last."""
+    rows = sorted(checkpoints.to_pylist(), key=lambda row: (row["run_key"], row["step"]))
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_run.setdefault(row["run_key"], []).append(row)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for steps in by_run.values():
+        for at, row in enumerate(steps):
+            if every == "last" and row is not steps[-1]:
+                continue
+            row["init"] = steps[0]["path"] if steps[0]["step"] == 0 else None
+            row["previous"] = steps[at - 1]["path"] if at else None
+            # two trunk runs share content only as long as what they are compared with is the same too
+            before = steps[at - 1]["sha256"] if at else ""
+            groups.setdefault((row["sha256"], steps[0]["sha256"], before), []).append(row)
+    out = []
+    layers: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for group in groups.values():
+        first = group[0]
+        if first["run_key"] not in layers:
+            layers[first["run_key"]] = header(store, [row["path"] for row in by_run[first["run_key"]]])
+        for layer, shape in layers[first["run_key"]]:
+            owners = tuple(
+                (r["run_key"], r["step"], r["samples"]) for r in group if (r["run_key"], r["step"], layer) not in done
+            )
+            kind = weights.layer_kind(layer, shape)
+            if owners and kind is not None:
+                out.append(Reference(first["path"], layer, shape, kind, first["init"], first["previous"], owners))
+    return out
+
+
+def header(store: StudyStore, paths: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a safetensors file: the first readable one, since a run's checkpoints have equal layers."""
+    for path in paths:
+        try:
+            data = store.files.read(path)
+            size = int.from_bytes(data[:8], "little")
+            entries = json.loads(data[8 : 8 + size])
+            return [(name, tuple(entry["shape"])) for name, entry in entries.items() if name != "__metadata__"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return []
+
+
+def blocks(refs: Sequence[Reference], cpus: int) -> list[list[Reference]]:
+    """Groups of about equal cost, a large matrix alone, costliest first; tensors of one file stay together."""
+    limit = sum(ref.cost for ref in refs) / (BLOCKS_PER_CPU * max(1, cpus))
+    out: list[list[Reference]] = []
+    filled = 0.0
+    for ref in sorted(refs, key=lambda ref: (ref.path, ref.layer)):
+        if not out or filled + ref.cost > limit:
+            out.append([])
+            filled = 0.0
+        out[-1].append(ref)
+        filled += ref.cost
+    return sorted(out, key=lambda block: -sum(ref.cost for ref in block))
+
+
+def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str, Any]]:
+    """The rows of one block. Never raises for what is in a file."""
+    store = StudyStore(request.root)
+    cache: dict[str, Any] = {}
+
+    def tensors(path: str) -> Mapping[str, Any]:
+        if path not in cache:
+            if len(cache) > 3:
+                cache.clear()
+            cache[path] = _tensors(store, path)
+        return cache[path]  # type: ignore[no-any-return]
+
+    rows = []
+    for ref in refs:
+        base = {"layer": ref.layer, "profile": request.profile, "kind": ref.kind}
+        try:
+            weight = tensors(ref.path)[ref.layer]
+            init, previous = (_same_shape(tensors, path, ref) for path in (ref.init, ref.previous))
+            found = spectral.layer_rows(
+                ref.layer,
+                weight,
+                kind=ref.kind,
+                profile=request.profile,
+                vectors=request.vectors,
+                seed=int.from_bytes(hashlib.sha256(f"{ref.layer}:{ref.owners[0][1]}".encode()).digest()[:4], "big"),
+                init=init,
+                previous=previous,
+            )
+        except (OSError, ValueError, KeyError, MemoryError, ArithmeticError) as error:
+            sides = sorted(ref.shape[:2], reverse=True)
+            words = f"{type(error).__name__}: {error}"
+            found = [{**base, "rows": sides[0], "cols": sides[-1], "status": "unreadable", "error": words}]
+        for row in found:
+            known = {name: value for name, value in row.items() if name in tables.SPECTRA.names}
+            rows += [{**known, "run_key": key, "step": step, "samples": samples} for key, step, samples in ref.owners]
+    return rows
+
+
+def _tensors(store: StudyStore, path: str) -> dict[str, Any]:
+    import safetensors.torch
+
+    found = read_committed(store.files, path.rpartition("/")[0])
+    if found is None:
+        raise OSError(f"{path}: missing, truncated or altered (its manifest does not match)")
+    try:
+        loaded = safetensors.torch.load(found[1][path.rpartition("/")[2]])
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: not a safetensors file ({error})") from error
+    return {name: value.float().numpy() for name, value in loaded.items() if value.ndim >= 2}
+
+
+def _same_shape(tensors: Callable[[str], Mapping[str, Any]], path: str | None, ref: Reference) -> Any:
+    """The layer in an earlier checkpoint; None where that one cannot be read, which costs only the distances."""
+    if path is None or path == ref.path:
+        return None
+    try:
+        found = tensors(path).get(ref.layer)
+    except OSError:
+        return None
+    return found if found is not None and tuple(found.shape) == tuple(ref.shape) else None
+
+
+def done_keys(store: StudyStore, profile: str) -> set[Key]:
+    """What the stage has computed already, by stored tensor: `native` may have split one into `name[q]`, `name[k]` …
+
+    An unreadable tensor is tried again: it may have been restored.
+    """
+    table = stored(store)
+    return {
+        (row["run_key"], row["step"], row["layer"].partition("[")[0])
+        for row in table.select(["run_key", "step", "layer", "profile", "status"]).to_pylist()
+        if row["profile"] == profile and row["status"] != "unreadable"
+    }
+
+
+def stored(store: StudyStore) -> pa.Table:
+    """All computed rows, the newest of each key."""
+    parts = []
+    for name in store.files.names("spectra"):
+        if name.endswith(".parquet"):
+            parts.append(
+                tables.conform(
+                    tables.read_parquet(pa.BufferReader(store.files.read(f"spectra/{name}"))), tables.SPECTRA
+                )
+            )
+    if not parts:
+        return tables.from_rows([], tables.SPECTRA)
+    table = pa.concat_tables(parts)
+    keys = list(zip(*(table[name].to_pylist() for name in tables.KEYS["spectra"]), strict=True))
+    last = {key: index for index, key in enumerate(keys)}
+    return table.take(pa.array(sorted(last.values())))
+
+
+def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int) -> int:
+    """Computes `refs` with Ray Data on `cpus` CPUs and commits the rows as they come. Returns the number of rows."""
+    if not refs:
+        return 0
+    import ray.data
+    from ray.data import ExecutionResources
+
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    # the default would end the stage where one decomposition takes 30 minutes, or while training holds every CPU
+    context.execution_no_progress_timeout_s = -1
+    context.enable_progress_bars = False
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
+    work = [{"block": json.dumps([asdict(ref) for ref in block])} for block in blocks(refs, cpus)]
+    memory = PROCESS_BYTES + max(spectral.memory(ref.shape, ref.kind) for ref in refs)
+    dataset = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+        _analyse_batch,
+        fn_kwargs={"request": asdict(request)},
+        batch_size=1,
+        num_cpus=1,
+        memory=memory,
+        zero_copy_batch=True,
+    )
+    count, pending, written = 0, [], time.monotonic()
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        pending.append(tables.conform(batch, tables.SPECTRA))
+        count += batch.num_rows
+        if time.monotonic() - written > 10.0:
+            _commit(store, pending)
+            pending, written = [], time.monotonic()
+    _commit(store, pending)
+    return count
+
+
+def _analyse_batch(batch: Mapping[str, Any], request: Mapping[str, Any]) -> pa.Table:
+    rows = []
+    for text in batch["block"]:
+        refs = [
+            Reference(**{**ref, "owners": tuple(map(tuple, ref["owners"])), "shape": tuple(ref["shape"])})
+            for ref in json.loads(text)
+        ]
+        rows += analyse_block(refs, Request(**request))
+    return tables.from_rows(rows, tables.SPECTRA)
+
+
+def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
+    if parts:
+        data = parquet_bytes(pa.concat_tables(parts))
+        name = f"{time.time_ns()}-{hashlib.sha256(data).hexdigest()[:8]}"
+        store.files.write(f"spectra/part-{name}.parquet", data)
+
+
+def summary_table(spectra: pa.Table) -> pa.Table:
+    """One row a checkpoint: summaries that survive outliers.
+
+    Rows are taken in the order of their keys: a mean depends on the order in its last digit, and parts are written as they come.
+    """
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    light = tables.sorted_by_key(spectra.drop_columns(["eigenvalues"]), "spectra")
+    for row in light.to_pylist():
+        groups.setdefault((row["run_key"], row["step"], row["profile"]), []).append(row)
+    rows = []
+    for (run_key, step, profile), layers in groups.items():
+        found = {
+            name: value for name, value in spectral.summarize(layers).items() if name in tables.SPECTRA_SUMMARY.names
+        }
+        rows.append({**found, "run_key": run_key, "step": step, "profile": profile})
+    return tables.from_rows(rows, tables.SPECTRA_SUMMARY)
+
+
+@contextlib.contextmanager
+def following(
+    find: Callable[[], list[Reference]], compute: Callable[[list[Reference], int], int], free_cpus: Callable[[], int]
+) -> Iterator[None]:
+    """Runs the stage beside a `with`, on checkpoints as they are committed, on as many CPUs as `free_cpus` says at the time."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(FOLLOW_S):
+            try:
+                free = free_cpus()
+                refs = find() if free else []
+                if refs:
+                    compute(refs, free)
+            except Exception:  # nothing is lost: the pass after training finds what this one left
+                log.exception("spectra while training")
+
+    thread = threading.Thread(target=follow, name="spectra", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

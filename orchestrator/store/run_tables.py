@@ -1,0 +1,148 @@
+"""From run folders to tables: reads what is committed, and nothing else."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from scalespec.analysis import tables
+from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.trainables.checkpoints import MANIFEST, WEIGHTS, step_folder
+from scalespec.trainables.spec import RunSpec
+
+RESULT_COLUMNS = [
+    name
+    for name in tables.RUNS.names
+    if name
+    not in ("study", "run_key", "family_key", "task", "width", "data_fraction", "seed", "mlflow_run_id", "cost_usd")
+]
+
+
+def axis_columns(specs: Iterable[RunSpec]) -> dict[str, pa.DataType]:
+    """A column for every further axis, by leaf name; `optim.lr` is `lr_base` already, and other known columns stay theirs."""
+    kinds: dict[str, set[type]] = {}
+    for spec in specs:
+        for name, value in spec.axes.items():
+            column = _column(name, spec.axes)
+            if column not in tables.RUNS.names:
+                kinds.setdefault(column, set()).add(type(value))
+    return {column: _arrow_type(types - {type(None)}) for column, types in kinds.items()}
+
+
+def _column(name: str, axes: Iterable[str]) -> str:
+    """The leaf of an axis' name; the whole name where two axes end alike, as optim.name and schedule.name do."""
+    leaf = name.rpartition(".")[2]
+    return name if sum(other.rpartition(".")[2] == leaf for other in axes) > 1 else leaf
+
+
+def _arrow_type(types: set[type]) -> pa.DataType:
+    if types == {bool}:
+        return pa.bool_()
+    if types == {int}:
+        return pa.int64()
+    return pa.float64() if types <= {int, float} else pa.string()
+
+
+def runs_table(
+    store: StudyStore, specs: Sequence[RunSpec], mlflow_ids: Mapping[str, str], price_per_hour: float | None
+) -> pa.Table:
+    """One row for every run of the present study that has a result."""
+    axes = axis_columns(specs)
+    rows = []
+    for spec in specs:
+        result = store.run(spec.run_key).result()
+        if result is None:
+            continue
+        row = {name: result.get(name) for name in RESULT_COLUMNS}
+        row |= {
+            "study": spec.study,
+            "run_key": spec.run_key,
+            "family_key": spec.family_key,
+            "task": spec.task,
+            "width": spec.width,
+            "data_fraction": float(spec.data_fraction),
+            "seed": spec.seed,
+            "batch_size": spec.optim.batch_size,
+            "lr_base": spec.optim.lr,
+            "optimizer": spec.optim.name,
+            "schedule": spec.schedule.name,
+            "started_at": dt.datetime.fromtimestamp(result["started_at"], dt.UTC),
+            "mlflow_run_id": mlflow_ids.get(spec.run_key),
+            "cost_usd": None if price_per_hour is None else price_per_hour * result["duration_s"] / 3600,
+        }
+        for name, value in spec.axes.items():
+            column = _column(name, spec.axes)
+            if column in axes:
+                row[column] = str(value) if axes[column] == pa.string() and value is not None else value
+        rows.append(row)
+    return tables.from_rows(rows, tables.with_axes(tables.RUNS, axes))
+
+
+def curves_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
+    """Every logged point of every run that has a result."""
+    parts = []
+    for spec in specs:
+        folder = store.run(spec.run_key)
+        if folder.result() is None:
+            continue
+        rows = [{key: value for key, value in row.items() if key != "time_ms"} for row in folder.metrics()]
+        parts.append(tables.from_rows(({"run_key": spec.run_key, **row} for row in rows), tables.CURVES))
+    return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
+
+
+def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
+    """The committed analysis weights of every run, finished or not."""
+    rows = []
+    for spec in specs:
+        folder = store.run(spec.run_key)
+        for step in folder.checkpoint_steps():
+            path = f"runs/{spec.run_key}/checkpoints/{step_folder(step)}"
+            try:
+                facts = json.loads(store.files.read(f"{path}/{MANIFEST}"))
+                entry, losses = facts["files"][WEIGHTS], facts["metrics"]
+                row = {
+                    "run_key": spec.run_key,
+                    "step": step,
+                    "samples": facts["samples"],
+                    "flops": facts["flops"],
+                    "path": f"{path}/{WEIGHTS}",
+                    "bytes": entry["bytes"],
+                    "sha256": entry["sha256"],
+                    "val_loss": losses.get("val_loss"),
+                    "val_accuracy": losses.get("val_accuracy"),
+                }
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            rows.append(row)
+    return tables.from_rows(rows, tables.CHECKPOINTS)
+
+
+def status_of(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, Any]:
+    """done / running / diverged / failed / missing for each run, read from disk; folders of other studies are counted."""
+    lease = store.read_json("lease.json")
+    session = lease.get("session") if isinstance(lease, dict) else None
+    states = {}
+    for spec in specs:
+        folder = store.run(spec.run_key)
+        result = folder.result()
+        if result is not None:
+            state, error = result["status"], result.get("error")
+        else:
+            claims = folder.claims()
+            state, error = (
+                ("running" if claims and claims[-1].get("session") == session and session else "missing"),
+                None,
+            )
+        states[spec.run_key] = {
+            "state": state,
+            "error": error,
+            "width": spec.width,
+            "data_fraction": str(spec.data_fraction),
+        }
+        states[spec.run_key] |= {"seed": spec.seed, **dict(spec.axes)}
+    present = set(store.files.names("runs"))
+    return {"study": specs[0].study if specs else "", "runs": states, "other_runs": len(present - set(states))}

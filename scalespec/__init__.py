@@ -1,0 +1,1 @@
+"""Plan, run and read neural scaling-law studies."""

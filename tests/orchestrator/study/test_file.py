@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalespec.orchestrator.errors import InputError
+from scalespec.orchestrator.study.file import fraction, load_study, number, parse_study, to_yaml
+from studies import toy, toy_yaml
+
+GOOD = toy_yaml()
+
+
+def complaint(text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_study(text, "study.yaml", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1/2", 0.5),
+        ("sqrt(2)", math.sqrt(2)),
+        ("2**0.5", math.sqrt(2)),
+        ("3*2", 6),
+        ("-1", -1),
+        ("7", 7),
+    ],
+)
+def test_numbers_given_as_text(text, value):
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["__import__('os')", "x", "1e-3 x", "2**999", "sqrt(-1)", "1/0", "open('f')", "True", "", "[1]"]
+)
+def test_text_that_is_no_number_is_refused(text):
+    with pytest.raises(ValueError, match="not a number"):
+        number(text)
+
+
+@given(st.fractions(min_value=0, max_value=1))
+def test_fractions_stay_exact(value):
+    assert fraction(str(value)) == value
+
+
+def test_decimal_fractions_are_read_as_written():
+    assert fraction(0.1) == Fraction(1, 10)
+
+
+def test_a_study_survives_its_own_yaml():
+    study = toy(grid={"dropout": [0.0, 0.1]}, optim={"betas": [0.8, 0.95]})
+    assert parse_study(to_yaml(study), "again") == study
+
+
+@pytest.mark.parametrize("name", ["quickstart", "mnist"])
+def test_the_shipped_studies_are_valid(name):
+    assert load_study(f"studies/{name}.yaml").name == name
+
+
+def test_complaints_name_line_and_key():
+    lines = GOOD.splitlines()
+    at = next(i for i, line in enumerate(lines, 1) if line.strip().startswith("lr:"))
+    assert (
+        complaint(GOOD.replace("lr: 0.01", "lr: .nan"))
+        == f"study.yaml:{at}: optim.lr: Input should be a finite number, not nan"
+    )
+    assert complaint(GOOD.replace("  lr:", "  lrr:")).startswith(
+        f"study.yaml:{at}: optim.lrr: unknown key; did you mean lr?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("- 1", "not a mapping"),
+        ("a: [", "not valid YAML"),
+        ("a: &x 1", "anchors"),
+        ("a: &x [1]\nb: [*x, *x]", "anchors"),
+        (GOOD + "\nname: again\n", "given twice"),
+        (GOOD.replace("name: toy\n", "name: ../escape\n"), "name"),
+        (GOOD.replace("batch_size: 16\n", "batch_size: 0\n"), "greater than or equal to 1"),
+        (GOOD.replace("  limit: 2048", "  limit: many"), "not a number"),
+        (GOOD.replace("name: toy\n", "name: !!python/object/apply:os.system [echo]\n"), "is not allowed"),
+        (GOOD.replace("name: toy\n", "name: !!python/name:os.system x\n"), "could not determine a constructor"),
+    ],
+)
+def test_bad_files(text, words):
+    assert words in complaint(text)
+
+
+def test_a_file_that_is_too_large_or_absent(tmp_path):
+    large = tmp_path / "large.yaml"
+    large.write_text("# " + "x" * (1 << 20))
+    with pytest.raises(InputError, match="larger than 1 MiB"):
+        load_study(large)
+    with pytest.raises(InputError, match="No such file"):
+        load_study(tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_study(tmp_path / "latin.yaml")
+
+
+def test_overrides():
+    study = parse_study(
+        GOOD, "study.yaml", ["grid.seed=[3, 4]", "optim.lr=1e-4", "grid.optim.lr=[1e-3]", "task.dropout=0.5"]
+    )
+    assert study.grid["seed"] == [3, 4]
+    assert study.grid["optim.lr"] == ["1e-3"]
+    assert study.optim.lr == 1e-4
+    assert study.task["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("override", ["optim.lr", "optim.lr=x", "nothing=1", "optim.lrr=1", "a b=1", "name.x=1"])
+def test_bad_overrides_are_named(override):
+    assert override in complaint(GOOD, override)

@@ -1,0 +1,1 @@
+"""Rules of training: how rates scale, schedules, FLOP counts, optimizers."""

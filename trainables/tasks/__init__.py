@@ -1,0 +1,1 @@
+"""The built-in tasks: a model family over width, with its data."""
