@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from scalespec.trainables.io import State, ValRows
+from scalespec.trainables.io import Media, State, ValRows
 
 STATES_KEPT = 2
 WEIGHTS, STATE, MANIFEST, RESULT, SPEC = (
@@ -33,6 +33,9 @@ WEIGHTS, STATE, MANIFEST, RESULT, SPEC = (
     "result.json",
     "spec.json",
 )
+
+MEDIA = {"image": "png", "text": "txt", "table": "json"}
+"""Kind of a medium → ending of its file."""
 
 Row = dict[str, Any]
 """One metric point: step, samples, flops, metric, value, time_ms."""
@@ -246,6 +249,12 @@ class RunFolder:
         files = {WEIGHTS: safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"step": str(step)})}
         facts = {"step": step, "samples": samples, "flops": flops, "metrics": dict(metrics)}
         self._commit(f"{self.folder}/checkpoints/{step_folder(step)}", files, **facts)
+
+    def save_media(self, step: int, media: Sequence[Media]) -> None:
+        self._check_fence()
+        files = {f"{item.name}.{MEDIA[item.kind]}": item.data for item in media}
+        kinds = {f"{item.name}.{MEDIA[item.kind]}": item.kind for item in media}
+        self._commit(f"{self.folder}/media/{step_folder(step)}", files, step=step, kinds=kinds)
 
     def finish(self, result: Mapping[str, Any], val: ValRows | None) -> None:
         self._check_fence()

@@ -28,6 +28,16 @@ class ValRows(NamedTuple):
     """bool: True in the selection half of the fixed permutation."""
 
 
+class Media(NamedTuple):
+    """Something to look at that a run made: an image, a text, a table."""
+
+    name: str
+    """File name without its ending: letters, digits, `.`, `_` and `-`."""
+    kind: str
+    """image (PNG) | text (UTF-8) | table (JSON: {"columns": [...], "rows": [[...]]})."""
+    data: bytes
+
+
 class RunIO(Protocol):
     """Where one run (or one family's trunk) keeps its results. Only rank 0 calls it.
 
@@ -46,6 +56,10 @@ class RunIO(Protocol):
         self, step: int, samples: int, flops: float, weights: Mapping[str, Tensor], metrics: Mapping[str, float]
     ) -> None:
         """Commits the analysis weights of a step."""
+        ...
+
+    def save_media(self, step: int, media: Sequence[Media]) -> None:
+        """Commits what a step has to show."""
         ...
 
     def load_latest(self, at_most: int | None = None) -> State | None:
