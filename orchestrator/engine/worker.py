@@ -1,7 +1,7 @@
-"""What each Train worker does: the runs of its pack, one after another, each to a committed result.
+"""What each worker of a lane does with a unit: its runs, one after another, each to a committed result.
 
-A worker group that Ray restarts comes back here: finished runs are skipped, the others go on from their own states. A run
-that has killed its worker twice in one session is `failed`, and the pack goes on.
+A worker group that Ray restarts comes back here: finished runs are passed over, the others go on from their own states. A run
+that has killed its worker twice in one session is `failed`, and the lane goes on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from scalespec.trainables.checkpoints import FencedError, RunFolder
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.group import Group
+from scalespec.trainables.io import State
 from scalespec.trainables.loop import Prepared, Trainer
 from scalespec.trainables.rules import flops
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -38,7 +39,7 @@ LAST_WORDS = "last_words.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a pack, with what the driver knows of it."""
+    """One run of a unit, with what the driver knows of it."""
 
     spec: RunSpec
     counts: flops.Counts
@@ -55,73 +56,107 @@ class Job:
         return cls(RunSpec.from_json(data["spec"]), counts, tuple(data["family_steps"]), data["shares_trunk"])
 
 
-def run_pack(config: Mapping[str, Any]) -> None:
-    """The training function of Ray Train. `config`: root, session, threads, code_version and the jobs."""
-    torch.set_num_threads(config["threads"])
-    store, group = StudyStore(config["root"]), Group.current()
-    prepared: dict[str, Prepared] = {}
-    for job in (Job.from_json(data) for data in config["jobs"]):
-        _run(job, store, group, prepared, config["session"], config["code_version"])
+Tell = Callable[[str, str], None]
+"""(folder, what): word to the driver that something was committed there; what: claim | commit | result."""
 
 
-def _run(
-    job: Job, store: StudyStore, group: Group, prepared: dict[str, Prepared], session: str, code_version: str | None
-) -> None:
-    spec = job.spec
-    folder = store.run(spec.run_key)
-    if group.agreed(int(group.rank == 0 and is_finished(folder, session))):
-        return
-    deaths = 0
-    if group.rank == 0:
-        deaths = sum(claim.get("session") == session for claim in folder.claims())
-        if not deaths:
-            folder.files.delete(f"{folder.folder}/{LAST_WORDS}")
-        folder.claim(session)
-        folder.files.delete(f"{folder.folder}/result.json")
-    facts = {"started_at": _first_claim(folder), "code_version": code_version, "session": session}
-    if group.agreed(deaths) >= MAX_DEATHS:
+@dataclass
+class Worker:
+    """This process, or this rank of a group, and what its runs share."""
+
+    store: StudyStore
+    session: str
+    code_version: str | None
+    group: Group = field(default_factory=Group.current)
+    tell: Tell = lambda folder, what: None
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """The runs of a unit, one after another, each to a committed result. What is finished is passed over."""
+        for job in jobs:
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        spec, group, session = job.spec, self.group, self.session
+        folder = Recorded(self.store.run(spec.run_key), self.tell)
+        if group.agreed(int(group.rank == 0 and is_finished(folder, session))):
+            return
+        deaths = 0
         if group.rank == 0:
-            fail(folder, job, _last_words(folder) or "worker_died: its worker died twice", facts)
-        return
-    recorder = Recorded(folder, facts)
-    try:
-        with watched(spec.train.stall_timeout_s, recorder) as beat:
-            ready = _prepare(spec, prepared)
+            deaths = sum(claim.get("session") == session for claim in folder.claims())
+            if not deaths:
+                folder.files.delete(f"{folder.folder}/{LAST_WORDS}")
+            folder.claim(session)
+            self.store.write_spec(spec)
+            folder.files.delete(f"{folder.folder}/result.json")
+        folder.facts = {
+            "started_at": _first_claim(folder),
+            "code_version": self.code_version,
+            "session": session,
+        }
+        if group.agreed(deaths) >= MAX_DEATHS:
+            if group.rank == 0:
+                fail(folder, job, _last_words(folder) or "worker_died: its worker died twice")
+            return
+        try:
+            self._train(job, folder)
+        except FencedError:
+            raise
+        except Exception as error:
+            words = reason_of(error)
+            log.exception("run %s: %s", spec.run_key, words)
+            if group.world > 1:
+                # the other workers wait in a collective: only a restart of the group brings them back
+                _note(folder, words)
+                raise
+            fail(folder, job, words)
+
+    def _train(self, job: Job, folder: Recorded) -> None:
+        spec = job.spec
+        with watched(spec.train.stall_timeout_s, folder) as beat:
+            ready = self._prepare(spec)
             ready.know(spec.width, job.counts)
             trunk = None
             if job.shares_trunk:
-                trunk = store.family(spec.family_key)
-                if group.rank == 0:
-                    trunk.claim(session)
-            Trainer(spec, ready, recorder, trunk, job.family_steps, group, beat).run()
-    except FencedError:
-        raise
-    except Exception as error:
-        words = reason_of(error)
-        log.exception("run %s: %s", spec.run_key, words)
-        if group.world > 1:
-            # the other workers wait in a collective: only a restart of the group brings them back
-            _note(folder, words)
-            raise
-        fail(folder, job, words, facts)
+                trunk = self.store.family(spec.family_key)
+                if self.group.rank == 0:
+                    trunk.claim(self.session)
+            Trainer(spec, ready, folder, trunk, job.family_steps, self.group, beat).run()
+
+    def _prepare(self, spec: RunSpec) -> Prepared:
+        key = json.dumps([spec.task, dict(spec.options), asdict(spec.data)], sort_keys=True)
+        if key not in self._prepared:
+            self._prepared[key] = Prepared.load(spec.task, spec.options, spec.data)
+        return self._prepared[key]
 
 
 class Recorded(RunFolder):
-    """A run folder that adds the facts of the attempt to the result."""
+    """A run folder that adds the facts of the attempt to the result, and tells what it commits."""
 
-    def __init__(self, folder: RunFolder, facts: Mapping[str, Any]) -> None:
+    def __init__(self, folder: RunFolder, tell: Tell) -> None:
         super().__init__(folder.files, folder.folder, folder.codec)
-        self.epoch, self.facts = folder.epoch, dict(facts)
+        self.epoch, self.facts, self._tell = folder.epoch, dict[str, Any](), tell
+
+    def claim(self, session: str) -> int:
+        epoch = super().claim(session)
+        self._tell(self.folder, "claim")
+        return epoch
+
+    def save_state(self, state: State, *, keep: bool = False) -> None:
+        super().save_state(state, keep=keep)
+        self._tell(self.folder, "commit")
+
+    def save_weights(self, *arguments: Any, **named: Any) -> None:
+        super().save_weights(*arguments, **named)
+        self._tell(self.folder, "commit")
+
+    def adopt(self, *arguments: Any, **named: Any) -> None:
+        super().adopt(*arguments, **named)
+        self._tell(self.folder, "commit")
 
     def finish(self, result: Mapping[str, Any], val: Any) -> None:
         super().finish({**result, **self.facts}, val)
-
-
-def _prepare(spec: RunSpec, prepared: dict[str, Prepared]) -> Prepared:
-    key = json.dumps([spec.task, dict(spec.options), asdict(spec.data)], sort_keys=True)
-    if key not in prepared:
-        prepared[key] = Prepared.load(spec.task, spec.options, spec.data)
-    return prepared[key]
+        self._tell(self.folder, "result")
 
 
 def is_finished(folder: RunFolder, session: str) -> bool:
@@ -144,7 +179,7 @@ def reason_of(error: BaseException) -> str:
     return text if text.startswith(f"{kind}:") else f"{kind}: {type(error).__name__}: {text}"
 
 
-def fail(folder: RunFolder, job: Job, error: str, facts: Mapping[str, Any]) -> None:
+def fail(folder: Recorded, job: Job, error: str) -> None:
     """Commits a run as failed, with the counts that are known without training it."""
     counts, spec = job.counts, job.spec
     result = {
@@ -167,7 +202,6 @@ def fail(folder: RunFolder, job: Job, error: str, facts: Mapping[str, Any]) -> N
         "samples_per_s": None,
         "mfu": None,
         "duration_s": 0.0,
-        **facts,
     }
     folder.finish(result, None)
 

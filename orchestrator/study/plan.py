@@ -1,4 +1,4 @@
-"""What a study will do before it does it: packs of runs for each lane, and the time, disk and money they will take."""
+"""What a study will do before it does it: units of work for its lanes, and the time, disk and money they will take."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import Study
 from scalespec.orchestrator.study.grid import Grid, data_key
 from scalespec.orchestrator.study.resources import Machine
+from scalespec.orchestrator.study.units import Unit
 from scalespec.trainables.family import branch_of, checkpoint_steps, steps_of
 from scalespec.trainables.probe import Speed, measure
 from scalespec.trainables.rules.flops import CONVENTION
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import RunSpec
 
-PACK_START_UP_S = 18.0
-"""Starting one worker group on each lane of two CPUs: trial, Train's controller and actors, workers importing torch."""
+LANE_START_UP_S = 8.0
+"""Starting one worker group on each lane of two CPUs: the trial and its workers, importing torch."""
 
 STUDY_START_UP_S = 14.0
-"""Starting Ray, reading the data and making the plan. `python benchmarks/orchestration.py` prints it together with the pack's."""
+"""Starting Ray, reading the data and making the plan. `python benchmarks/orchestration.py` prints it together with the lanes'."""
 
 STUDY_END_S = 30.0
 """Ray Data's start, tables, fits with their bootstrap and the report."""
 
 START_UPS_HELD = 20
-"""A further pack, beyond one a lane, must hold so many times its own start-up."""
+"""A family gets more than one worker where it would take so many times the start of a worker group."""
 
 FEW_STEPS = 200
 """Fewer steps leave an optimizer no time to reach the regime that the rules assume (Shallue et al. 2019, arXiv:1811.03600)."""
@@ -52,19 +53,8 @@ class PlannedRun:
     seconds: float
     """Marginal: the trunk counts for the run that has to train it."""
     disk_bytes: int
-    pack: int
+    unit: int
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Runs that execute one after another in one warm worker group."""
-
-    index: int
-    run_keys: tuple[str, ...]
-    workers: int
-    seconds: float
-    """Estimated, start-up excluded."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,8 @@ class Plan:
 
     study: str
     runs: tuple[PlannedRun, ...]
-    packs: tuple[Pack, ...]
+    units: tuple[Unit, ...]
+    """Longest first."""
     lanes: int
     seconds: float
     """Wall time from the command to the report."""
@@ -84,17 +75,11 @@ class Plan:
     cost_usd: float | None
     flops_train: float
     flops_convention: str
+    further_runs: int = 0
+    """At most so many more may be asked for once these are finished: stages that depend on results."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What must stay in one pack: a family that shares a trunk, or a single run."""
-
-    runs: tuple[RunSpec, ...]
-    seconds: float
 
 
 def probe(
@@ -126,37 +111,60 @@ def speed_key(spec: RunSpec) -> tuple[Any, ...]:
 def make_plan(
     study: Study, grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed], machine: Machine
 ) -> Plan:
-    """Packs `runs` (those still to be trained) and estimates what they take. A pure function of the measured speeds."""
-    seconds = {
-        key: cost for spec_runs in _families(runs) for key, cost in _family_seconds(spec_runs, grid, speeds).items()
-    }
-    units = [
-        Unit(part, sum(seconds[spec.run_key] for spec in part))
-        for family in _families(runs)
-        for part in ([tuple(family)] if shares_trunk(family) else [(spec,) for spec in family])
-    ]
-    packs = _all_packs(units, machine)
-    pack_of = {key: pack.index for pack in packs for key in pack.run_keys}
-    planned = tuple(_planned(spec, grid, speeds, seconds[spec.run_key], pack_of[spec.run_key]) for spec in runs)
-    lanes = max((machine.lanes(pack.workers) for pack in packs), default=1)
-    training = _makespan([pack.seconds + PACK_START_UP_S for pack in packs], lanes)
+    """What `runs` (those still to be trained) take. A pure function of the measured speeds."""
+    seconds = run_seconds(grid, runs, speeds)
+    units = units_of(runs, seconds)
+    unit_of = {key: unit.number for unit in units for key in unit.run_keys}
+    planned = tuple(_planned(spec, grid, speeds, seconds[spec.run_key], unit_of[spec.run_key]) for spec in runs)
+    lanes = max((min(machine.lanes(unit.workers), len(units)) for unit in units), default=1)
+    starts = lanes * LANE_START_UP_S
+    training = LANE_START_UP_S + _makespan([unit.seconds for unit in units], lanes)
     spectra = _spectra_seconds(study, grid, runs, machine)
     wall = STUDY_START_UP_S + training + spectra + STUDY_END_S if runs else 0.0
-    busy = sum(pack.seconds for pack in packs)
+    busy = sum(unit.seconds for unit in units)
     price = study.resources.price_per_hour
     return Plan(
         study=study.name,
         runs=planned,
-        packs=packs,
+        units=tuple(units),
         lanes=lanes,
         seconds=wall,
-        start_up_share=PACK_START_UP_S * len(packs) / (busy + PACK_START_UP_S * len(packs)) if packs else 0.0,
+        start_up_share=starts / (busy + starts) if units else 0.0,
         spectra_seconds=spectra,
         disk_bytes=sum(run.disk_bytes for run in planned),
-        cost_usd=None if price is None else price * (busy + PACK_START_UP_S * len(packs)) / 3600,
+        cost_usd=None if price is None else price * (busy + starts) / 3600,
         flops_train=sum(run.flops_train for run in planned),
         flops_convention=CONVENTION,
     )
+
+
+def run_seconds(grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed]) -> dict[str, float]:
+    """Marginal seconds of each run."""
+    return {key: cost for family in _families(runs) for key, cost in _family_seconds(family, grid, speeds).items()}
+
+
+def units_of(runs: Sequence[RunSpec], seconds: Mapping[str, float], first: int = 0) -> list[Unit]:
+    """The units of these runs, longest first, numbered from `first`.
+
+    Longest processing time first is within 4/3 of the best makespan (Graham 1969, doi:10.1137/0117039).
+    """
+    parts = [
+        part
+        for family in _families(runs)
+        for part in ([tuple(family)] if shares_trunk(family) else [(spec,) for spec in family])
+    ]
+    costs = [sum(seconds[spec.run_key] for spec in part) for part in parts]
+    order = sorted(range(len(parts)), key=lambda at: -costs[at])
+    return [
+        Unit(
+            number=first + place,
+            family_key=parts[at][0].family_key,
+            run_keys=tuple(spec.run_key for spec in parts[at]),
+            workers=parts[at][0].train.workers,
+            seconds=costs[at],
+        )
+        for place, at in enumerate(order)
+    ]
 
 
 def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], machine: Machine) -> Grid:
@@ -170,7 +178,7 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     families = {members[0].family_key: members for members in _families(grid.runs)}
     seconds = {key: sum(_family_seconds(members, grid, speeds).values()) for key, members in families.items()}
     slots = machine.lanes(1)
-    enough = max(sum(seconds.values()) / slots, START_UPS_HELD * PACK_START_UP_S)
+    enough = max(sum(seconds.values()) / slots, START_UPS_HELD * LANE_START_UP_S)
     chosen = dict.fromkeys(families, 1)
     for key, members in families.items():
         batch = members[0].optim.batch_size
@@ -218,34 +226,6 @@ def _family_seconds(family: Sequence[RunSpec], grid: Grid, speeds: Mapping[tuple
     return out
 
 
-def _all_packs(units: Sequence[Unit], machine: Machine) -> tuple[Pack, ...]:
-    """Packs for every number of workers that occurs; worker groups of different size never share one."""
-    packs: list[Pack] = []
-    for workers in sorted({unit.runs[0].train.workers for unit in units}, reverse=True):
-        same = [unit for unit in units if unit.runs[0].train.workers == workers]
-        for members in pack_units(same, machine.lanes(workers)):
-            keys = tuple(spec.run_key for unit in members for spec in unit.runs)
-            packs.append(Pack(len(packs), keys, workers, sum(unit.seconds for unit in members)))
-    order = sorted(packs, key=lambda pack: -pack.seconds)
-    return tuple(Pack(index, pack.run_keys, pack.workers, pack.seconds) for index, pack in enumerate(order))
-
-
-def pack_units(units: Sequence[Unit], lanes: int, start_up: float = PACK_START_UP_S) -> list[list[Unit]]:
-    """Units into as many packs as there are lanes, longest first; more only where each would hold 20 start-ups.
-
-    Longest processing time first is within 4/3 of the best makespan (Graham 1969, doi:10.1137/0117039).
-    """
-    total = sum(unit.seconds for unit in units)
-    count = min(len(units), max(lanes, int(total // (START_UPS_HELD * start_up))))
-    packs: list[list[Unit]] = [[] for _ in range(count)]
-    heap = [(0.0, index) for index in range(count)]
-    for unit in sorted(units, key=lambda unit: -unit.seconds):
-        load, index = heapq.heappop(heap)
-        packs[index].append(unit)
-        heapq.heappush(heap, (load + unit.seconds, index))
-    return [pack for pack in packs if pack]
-
-
 def _makespan(seconds: Sequence[float], lanes: int) -> float:
     heap = [0.0] * lanes
     for cost in seconds:
@@ -274,7 +254,7 @@ def _spectra_seconds(study: Study, grid: Grid, runs: Sequence[RunSpec], machine:
 
 
 def _planned(
-    spec: RunSpec, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], seconds: float, pack: int
+    spec: RunSpec, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], seconds: float, unit: int
 ) -> PlannedRun:
     prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], steps_in(spec, grid)
     counts, examples = prepared.counts(spec.width), steps * spec.optim.batch_size
@@ -298,6 +278,6 @@ def _planned(
         flops_train=float(examples * counts.flops_train),
         seconds=seconds,
         disk_bytes=kept * speed.weights_bytes + 2 * speed.state_bytes,
-        pack=pack,
+        unit=unit,
         warnings=tuple(warnings),
     )

@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from scalespec.orchestrator.states import MARKS
+from scalespec.orchestrator.terminal.command import command
 from scalespec.orchestrator.terminal.progress import console, duration, say
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ def plan(planned: Plan, finished: int, free: int | None) -> None:
     """The runs, then the totals."""
     axes = sorted({name for run in planned.runs for name in run.axes})
     shown = table(
-        ["run", *(a.rpartition(".")[2] for a in axes), "N", "steps", "D", "lr", "FLOP", "time", "disk", "pack"],
+        ["run", *(a.rpartition(".")[2] for a in axes), "N", "steps", "D", "lr", "FLOP", "time", "disk", "unit"],
         left=["run"],
     )
     for run in planned.runs:
         extra = [f"{run.axes.get(axis)}" for axis in axes]
         shown.add_row(
             f"w{run.width} f={run.data_fraction} s{run.seed}", *extra, count(run.params_matmul), str(run.steps), count(run.samples),
-            f"{run.lr:.3g}", count(run.flops_train), duration(run.seconds), humanize.naturalsize(run.disk_bytes, format="%.0f"), str(run.pack),
+            f"{run.lr:.3g}", count(run.flops_train), duration(run.seconds), humanize.naturalsize(run.disk_bytes, format="%.0f"), str(run.unit),
         )  # fmt: skip
     if planned.runs:
         display(shown)
@@ -76,7 +77,7 @@ def plan(planned: Plan, finished: int, free: int | None) -> None:
         )
     done = f", {finished} finished before" if finished else ""
     say(
-        f"{len(planned.runs)} runs{done}; {len(planned.packs)} packs on {planned.lanes} lanes; C = {count(planned.flops_train)} FLOP"
+        f"{len(planned.runs)} runs{done}; {len(planned.units)} units on {planned.lanes} lanes; C = {count(planned.flops_train)} FLOP"
     )
     say(f"FLOP: {planned.flops_convention}")
     say(f"time: about {duration(planned.seconds)} on this machine, of which starting worker groups takes {planned.start_up_share:.0%}"
@@ -132,11 +133,11 @@ def outcome(result: Outcome, again: str, *, tracking: bool = True) -> None:
     if "index.html" in files:
         say(f"report: {path}/report/index.html")
     if tracking and result.tracked:
-        say(f"MLflow: scalespec ui {path}")
+        say(f"MLflow: {command('ui', path)}")
     elif tracking:
-        say(f"MLflow has not everything; repair with: scalespec sync {path}")
+        say(f"MLflow has not everything; repair with: {command('sync', path)}")
     if result.exit_code:
-        say(f"some runs have no result; see scalespec status {path}, then: {again}")
+        say(f"some runs have no result; see {command('status', path)}, then: {again}")
 
 
 def law(fitted: Law, said: str) -> None:

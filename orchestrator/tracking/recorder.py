@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ class Tracker:
     _sent: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
+    _parts: dict[str, set[str]] = field(default_factory=dict)
+    """run_key → metric parts that were sent."""
 
     def open(self) -> None:
         """Connects, and finds or makes the experiment and the parent run. Safe to repeat."""
@@ -137,9 +139,11 @@ class Tracker:
         if not claims and result is None:
             return
         run_id = self._child(spec, claims)
+        known = self._parts.setdefault(spec.run_key, set())
+        parts = [part for part in committed_parts(folder, finished=result is not None) if part not in known]
         rows = [
             (row["metric"], row["step"], row["value"], row["time_ms"])
-            for part in committed_parts(folder, finished=result is not None)
+            for part in parts
             for row in folder.codec.decode_metrics(folder.files.read(part))
         ]
         if result is not None:
@@ -149,6 +153,7 @@ class Tracker:
             final |= {"D": result["samples"], "C": result["flops_train"]}
             rows += [(name, result["steps"], float(value), now) for name, value in final.items() if value is not None]
         self._send(spec.run_key, rows)
+        known.update(parts)
         if result is not None:
             status = "FAILED" if result["status"] == "failed" else "FINISHED"
             self.client.set_tag(run_id, STATUS_TAG, result["status"])
@@ -310,29 +315,44 @@ def source_tags() -> dict[str, str]:
 
 
 class Recorder:
-    """Follows a running study in a thread. Nothing that goes wrong here reaches training; `problem` says what did."""
+    """Sends what a running study commits, in a thread. Nothing that goes wrong here reaches training; `problem` says what did.
 
-    def __init__(self, tracker: Tracker | None, specs: Sequence[RunSpec]) -> None:
-        self.tracker, self.specs, self.problem = tracker, list(specs), ""
+    It is told which runs have news and looks at nothing else.
+    """
+
+    def __init__(self, tracker: Tracker | None, specs: Iterable[RunSpec] = ()) -> None:
+        self.tracker, self.problem = tracker, ""
+        self.specs = {spec.run_key: spec for spec in specs}
+        self._news: set[str] = set()
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
 
-    def start(self) -> None:
-        if self.tracker is not None:
+    def expect(self, specs: Iterable[RunSpec]) -> None:
+        """Runs that the study has asked for."""
+        with self._lock:
+            self.specs |= {spec.run_key: spec for spec in specs}
+
+    def take(self, run_keys: Iterable[str]) -> None:
+        """These runs have committed something. The first such word starts the thread."""
+        # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
+        with self._lock:
+            self._news |= set(run_keys)
+            start = bool(self._news) and self.tracker is not None and not self._thread.ident
+        if start:
             self._thread.start()
 
     def _follow(self) -> None:
-        # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
-        while not self._stop.wait(POLL_S) and not any(self._begun(spec) for spec in self.specs):
-            pass
         while True:
-            wait = POLL_S if self._try(lambda tracker: tracker.record(self.specs)) else RETRY_S
-            if self._stop.wait(wait):
+            with self._lock:
+                keys, self._news = self._news, set()
+                specs = [self.specs[key] for key in sorted(keys) if key in self.specs]
+            sent = self._try(lambda tracker: tracker.record(specs)) if specs else True  # noqa: B023
+            if not sent:
+                with self._lock:
+                    self._news |= keys
+            if self._stop.wait(POLL_S if sent else RETRY_S):
                 return
-
-    def _begun(self, spec: RunSpec) -> bool:
-        assert self.tracker is not None
-        return bool(self.tracker.store.files.names(f"runs/{spec.run_key}/claims"))
 
     def _try(self, action: Any) -> bool:
         assert self.tracker is not None
@@ -359,7 +379,7 @@ class Recorder:
             return False
 
         def everything(tracker: Tracker) -> None:
-            tracker.record(self.specs)
+            tracker.record(list(self.specs.values()))
             tracker.record_spectra(summary)
             tracker.record_study(laws, status=status)
 

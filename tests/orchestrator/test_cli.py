@@ -104,7 +104,7 @@ def test_no_number_is_cut_off_however_narrow_the_terminal(scalespec, tmp_path, m
 
 
 def test_plan_of_mnist_is_the_table_of_the_design(scalespec, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.run.PROBE_S", 0.02)
+    monkeypatch.setattr("scalespec.orchestrator.run.PROBE_S", 0.02)
     root = Path(__file__).parents[2]
     said = scalespec(
         "plan", root / "studies/mnist.yaml", "--set", f"data.path={shared}/data/mnist", "--set", "grid.seed=[0]"
@@ -359,7 +359,7 @@ def test_an_interrupted_study_says_how_to_go_on(scalespec, tmp_path, monkeypatch
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.run.run_study", interrupted)
+    monkeypatch.setattr("scalespec.orchestrator.run.run_study", interrupted)
     path = study_file(tmp_path)
     said = scalespec("run", path, "--set", "grid.seed=[0, 1]", "--storage", "/data")
     assert said.code == 130
