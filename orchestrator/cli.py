@@ -36,7 +36,8 @@ def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json
     """Show every run with its size, steps, time, disk and cost, from a short probe on this machine; writes nothing."""
     from scalespec.orchestrator import run
     from scalespec.orchestrator.engine import cluster, worker
-    from scalespec.orchestrator.store import folder as store
+    from scalespec.orchestrator.store.files import study_root
+    from scalespec.orchestrator.store.folder import StudyStore, free_bytes
     from scalespec.orchestrator.study import grid
     from scalespec.orchestrator.study.file import load_study
     from scalespec.orchestrator.terminal import views
@@ -44,14 +45,14 @@ def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json
     loaded = load_study(study, set_ or ())
     machine = cluster.this_machine()
     points = grid.expand(loaded, gpus=machine.gpus > 0)
-    folder = store.StudyStore(store.study_root(storage or loaded.storage, loaded.name))
+    folder = StudyStore(study_root(storage or loaded.storage, loaded.name))
     finished = {spec.run_key for spec in points.runs if worker.is_finished(folder.run(spec.run_key), "")}
     todo = {spec.run_key for spec in points.runs} - finished
     planned, _ = run.make_plan(loaded, points, todo, run.with_room_for_spectra(loaded, machine))
     if json_:
         print(json.dumps({**planned.to_json(), "finished": sorted(finished)}, indent=1))
         return
-    views.plan(planned, len(finished), store.free_bytes(folder))
+    views.plan(planned, len(finished), free_bytes(folder))
 
 
 @app.command()

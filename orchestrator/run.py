@@ -13,15 +13,9 @@ from scalespec.orchestrator.spectra import stage
 from scalespec.orchestrator.spectra.stage import following
 from scalespec.orchestrator.states import Outcome
 from scalespec.orchestrator.store import run_tables
-from scalespec.orchestrator.store.folder import (
-    LeaseError,
-    StorageError,
-    StudyStore,
-    check_writable,
-    lease,
-    read_text,
-    study_root,
-)
+from scalespec.orchestrator.store.files import StorageError, check_writable, study_root
+from scalespec.orchestrator.store.folder import StudyStore, read_text
+from scalespec.orchestrator.store.lease import LeaseError, lease
 from scalespec.orchestrator.study import grid, plan
 from scalespec.orchestrator.study.file import Study, load_study, parse_study, to_yaml
 from scalespec.orchestrator.study.grid import Grid
@@ -56,7 +50,7 @@ def run_study(
             for workers in {spec.train.workers for spec in points.runs}:
                 sweep.check_room(workers, with_room_for_spectra(study, found))
             check_writable(store.root)
-            with lease(store) as held:
+            with lease(store, say) as held:
                 return _drive(study, points, store, held.session, found)
     except (StorageError, LeaseError, sweep.NoRoomError) as error:
         raise InputError(str(error)) from error

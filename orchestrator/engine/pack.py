@@ -30,6 +30,8 @@ def trainer(pack: Mapping[str, Any]) -> DataParallelTrainer:
     """The worker group of a pack: DDP processes, or one process that has nobody to talk to."""
     import ray.train
 
+    from scalespec.orchestrator.store.files import below
+
     options: dict[str, Any] = {
         "train_loop_config": {name: pack[name] for name in ("root", "session", "threads", "code_version", "jobs")},
         "scaling_config": ray.train.ScalingConfig(
@@ -40,7 +42,7 @@ def trainer(pack: Mapping[str, Any]) -> DataParallelTrainer:
         "run_config": ray.train.RunConfig(
             # a name of its own for every attempt: Train would silently resume what it finds under an old one
             name=f"pack-{pack['session']}-{pack['index']:03d}-{attempt()}",
-            storage_path=f"{pack['root']}/.ray",
+            storage_path=below(pack["root"], ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=pack["max_failures"]),
         ),
     }

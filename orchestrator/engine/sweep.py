@@ -8,6 +8,7 @@ from typing import Any
 
 from scalespec.orchestrator.engine.pack import drive_pack
 from scalespec.orchestrator.engine.worker import MAX_DEATHS, Job
+from scalespec.orchestrator.store.files import below
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.plan import Pack
 from scalespec.orchestrator.study.resources import Machine
@@ -61,7 +62,7 @@ def train_packs(packs: Sequence[Pack], jobs: Mapping[str, Job], sweep: Sweep, ma
             tune_config=tune.TuneConfig(max_concurrent_trials=machine.lanes(workers), reuse_actors=False),
             run_config=tune.RunConfig(
                 name=f"tune-{sweep.session}-{workers}",
-                storage_path=f"{sweep.root}/.ray",
+                storage_path=below(sweep.root, ".ray"),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=1),
             ),

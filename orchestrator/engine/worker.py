@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import FencedError, RunFolder
+from scalespec.trainables.checkpoints import FencedError, RunFolder, read_json
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.group import Group
+from scalespec.trainables.history import LAST_WORDS, attempt_folder
 from scalespec.trainables.loop import Prepared, Trainer
 from scalespec.trainables.rules import flops
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -32,8 +33,6 @@ log = logging.getLogger("scalespec.worker")
 
 MAX_DEATHS = 2
 STALLED_EXIT = 75
-LAST_WORDS = "last_words.json"
-"""In a run folder: why its worker ended, for the attempt that finds it dead."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,16 @@ def _run(
         return
     deaths = 0
     if group.rank == 0:
-        deaths = sum(claim.get("session") == session for claim in folder.claims())
-        if not deaths:
-            folder.files.delete(f"{folder.folder}/{LAST_WORDS}")
+        dead = [claim for claim in folder.claims() if claim["session"] == session]
+        deaths = len(dead)
         folder.claim(session)
-        folder.files.delete(f"{folder.folder}/result.json")
-    facts = {"started_at": _first_claim(folder), "code_version": code_version, "session": session}
+    folder.facts = {"started_at": _first_claim(folder), "code_version": code_version, "session": session}
     if group.agreed(deaths) >= MAX_DEATHS:
         if group.rank == 0:
-            fail(folder, job, _last_words(folder) or "worker_died: its worker died twice", facts)
+            fail(folder, job, _last_words(folder, dead) or "worker_died: its worker died twice")
         return
-    recorder = Recorded(folder, facts)
     try:
-        with watched(spec.train.stall_timeout_s, recorder) as beat:
+        with watched(spec.train.stall_timeout_s, folder) as beat:
             ready = _prepare(spec, prepared)
             ready.know(spec.width, job.counts)
             trunk = None
@@ -93,7 +89,7 @@ def _run(
                 trunk = store.family(spec.family_key)
                 if group.rank == 0:
                     trunk.claim(session)
-            Trainer(spec, ready, recorder, trunk, job.family_steps, group, beat).run()
+            Trainer(spec, ready, folder, trunk, job.family_steps, group, beat).run()
     except FencedError:
         raise
     except Exception as error:
@@ -103,18 +99,7 @@ def _run(
             # the other workers wait in a collective: only a restart of the group brings them back
             _note(folder, words)
             raise
-        fail(folder, job, words, facts)
-
-
-class Recorded(RunFolder):
-    """A run folder that adds the facts of the attempt to the result."""
-
-    def __init__(self, folder: RunFolder, facts: Mapping[str, Any]) -> None:
-        super().__init__(folder.files, folder.folder, folder.codec)
-        self.epoch, self.facts = folder.epoch, dict(facts)
-
-    def finish(self, result: Mapping[str, Any], val: Any) -> None:
-        super().finish({**result, **self.facts}, val)
+        fail(folder, job, words)
 
 
 def _prepare(spec: RunSpec, prepared: dict[str, Prepared]) -> Prepared:
@@ -144,7 +129,7 @@ def reason_of(error: BaseException) -> str:
     return text if text.startswith(f"{kind}:") else f"{kind}: {type(error).__name__}: {text}"
 
 
-def fail(folder: RunFolder, job: Job, error: str, facts: Mapping[str, Any]) -> None:
+def fail(folder: RunFolder, job: Job, error: str) -> None:
     """Commits a run as failed, with the counts that are known without training it."""
     counts, spec = job.counts, job.spec
     result = {
@@ -167,7 +152,6 @@ def fail(folder: RunFolder, job: Job, error: str, facts: Mapping[str, Any]) -> N
         "samples_per_s": None,
         "mfu": None,
         "duration_s": 0.0,
-        **facts,
     }
     folder.finish(result, None)
 
@@ -178,14 +162,19 @@ def _first_claim(folder: RunFolder) -> float:
 
 def _note(folder: RunFolder, words: str) -> None:
     with contextlib.suppress(OSError):
-        folder.files.write(f"{folder.folder}/{LAST_WORDS}", json.dumps({"error": words}).encode())
+        # only the first worker of a group has claimed, but any may have to speak
+        attempt = folder.attempt or max((claim["attempt"] for claim in folder.claims()), default=1)
+        path = f"{folder.folder}/{attempt_folder(attempt)}/{LAST_WORDS}"
+        folder.files.write(path, json.dumps({"error": words}).encode())
 
 
-def _last_words(folder: RunFolder) -> str | None:
-    try:
-        return str(json.loads(folder.files.read(f"{folder.folder}/{LAST_WORDS}"))["error"])
-    except (OSError, ValueError, KeyError):
-        return None
+def _last_words(folder: RunFolder, dead: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of the latest of these attempts that left any: why its worker ended."""
+    for claim in reversed(dead):
+        found = read_json(folder.files, f"{folder.folder}/{attempt_folder(claim['attempt'])}/{LAST_WORDS}")
+        if isinstance(found, dict) and "error" in found:
+            return str(found["error"])
+    return None
 
 
 @contextlib.contextmanager

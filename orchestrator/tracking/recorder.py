@@ -24,7 +24,6 @@ import psutil
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.version import git_commit
-from scalespec.trainables.checkpoints import MANIFEST, RunFolder, step_folder, step_of
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import RunSpec
 
@@ -139,8 +138,7 @@ class Tracker:
         run_id = self._child(spec, claims)
         rows = [
             (row["metric"], row["step"], row["value"], row["time_ms"])
-            for part in committed_parts(folder, finished=result is not None)
-            for row in folder.codec.decode_metrics(folder.files.read(part))
+            for row in folder.read_parts(folder.history().settled_parts)
         ]
         if result is not None:
             now = int(time.time() * 1000)
@@ -272,17 +270,6 @@ def metric_name(text: str) -> str:
     return re.sub(r"[^/\w.\- :]", "_", text.replace("=", ":").replace(",", " "))
 
 
-def committed_parts(folder: RunFolder, *, finished: bool) -> list[str]:
-    """Metric parts that a resume cannot take back: all of a finished run, else those up to its newest committed state."""
-    parts = [name for name in folder.files.names(f"{folder.folder}/metrics") if step_of(name) is not None]
-    if not finished:
-        resume = f"{folder.folder}/resume"
-        steps = [step_of(name) or 0 for name in folder.files.names(resume)]
-        newest = max((s for s in steps if MANIFEST in folder.files.names(f"{resume}/{step_folder(s)}")), default=-1)
-        parts = [name for name in parts if (step_of(name) or 0) <= newest]
-    return [f"{folder.folder}/metrics/{name}" for name in parts]
-
-
 def axes_of(spec: RunSpec) -> dict[str, Any]:
     """The values of all of a run's axes."""
     return {"width": spec.width, "data_fraction": str(spec.data_fraction), "seed": spec.seed, **dict(spec.axes)}
@@ -332,7 +319,7 @@ class Recorder:
 
     def _begun(self, spec: RunSpec) -> bool:
         assert self.tracker is not None
-        return bool(self.tracker.store.files.names(f"runs/{spec.run_key}/claims"))
+        return bool(self.tracker.store.run(spec.run_key).claims())
 
     def _try(self, action: Any) -> bool:
         assert self.tracker is not None
