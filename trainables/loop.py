@@ -224,8 +224,6 @@ class Trainer:
             self.seconds = float(own.meta["seconds"])
         elif self.branch is not None:
             self._along_trunk(self.branch)
-        if self.group.rank == 0:
-            self.io.rewind(self.step)
         if self.step == 0 and own is None:
             self._checkpoint(self.io, self.checkpoints)
 

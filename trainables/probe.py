@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from scalespec.trainables.checkpoints import LocalFiles, RunFolder
+from scalespec.trainables.checkpoints import RunFolder
 from scalespec.trainables.evals import validation
+from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.group import Group
 from scalespec.trainables.loop import DivergedError, Prepared, Trainer
 from scalespec.trainables.spec import RunSpec, ScheduleConfig

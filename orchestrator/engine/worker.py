@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import FencedError, RunFolder
+from scalespec.trainables.checkpoints import FencedError, RunFolder, read_json
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.group import Group
 from scalespec.trainables.io import State
+from scalespec.trainables.history import LAST_WORDS, attempt_folder
 from scalespec.trainables.loop import Prepared, Trainer
 from scalespec.trainables.rules import flops
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -33,8 +34,6 @@ log = logging.getLogger("scalespec.worker")
 
 MAX_DEATHS = 2
 STALLED_EXIT = 75
-LAST_WORDS = "last_words.json"
-"""In a run folder: why its worker ended, for the attempt that finds it dead."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,10 @@ class Worker:
             return
         deaths = 0
         if group.rank == 0:
-            deaths = sum(claim.get("session") == session for claim in folder.claims())
-            if not deaths:
-                folder.files.delete(f"{folder.folder}/{LAST_WORDS}")
-            folder.claim(session)
+            dead = [claim for claim in folder.claims() if claim["session"] == session]
+            deaths = len(dead)
             self.store.write_spec(spec)
-            folder.files.delete(f"{folder.folder}/result.json")
+            folder.claim(session)
         folder.facts = {
             "started_at": _first_claim(folder),
             "code_version": self.code_version,
@@ -96,7 +93,7 @@ class Worker:
         }
         if group.agreed(deaths) >= MAX_DEATHS:
             if group.rank == 0:
-                fail(folder, job, _last_words(folder) or "worker_died: its worker died twice")
+                fail(folder, job, _last_words(folder, dead) or "worker_died: its worker died twice")
             return
         try:
             self._train(job, folder)
@@ -131,16 +128,16 @@ class Worker:
 
 
 class Recorded(RunFolder):
-    """A run folder that adds the facts of the attempt to the result, and tells what it commits."""
+    """A run folder that tells what it commits."""
 
     def __init__(self, folder: RunFolder, tell: Tell) -> None:
         super().__init__(folder.files, folder.folder, folder.codec)
-        self.epoch, self.facts, self._tell = folder.epoch, dict[str, Any](), tell
+        self._tell = tell
 
     def claim(self, session: str) -> int:
-        epoch = super().claim(session)
+        number = super().claim(session)
         self._tell(self.folder, "claim")
-        return epoch
+        return number
 
     def save_state(self, state: State, *, keep: bool = False) -> None:
         super().save_state(state, keep=keep)
@@ -155,7 +152,7 @@ class Recorded(RunFolder):
         self._tell(self.folder, "commit")
 
     def finish(self, result: Mapping[str, Any], val: Any) -> None:
-        super().finish({**result, **self.facts}, val)
+        super().finish(result, val)
         self._tell(self.folder, "result")
 
 
@@ -179,7 +176,7 @@ def reason_of(error: BaseException) -> str:
     return text if text.startswith(f"{kind}:") else f"{kind}: {type(error).__name__}: {text}"
 
 
-def fail(folder: Recorded, job: Job, error: str) -> None:
+def fail(folder: RunFolder, job: Job, error: str) -> None:
     """Commits a run as failed, with the counts that are known without training it."""
     counts, spec = job.counts, job.spec
     result = {
@@ -212,14 +209,19 @@ def _first_claim(folder: RunFolder) -> float:
 
 def _note(folder: RunFolder, words: str) -> None:
     with contextlib.suppress(OSError):
-        folder.files.write(f"{folder.folder}/{LAST_WORDS}", json.dumps({"error": words}).encode())
+        # only the first worker of a group has claimed, but any may have to speak
+        attempt = folder.attempt or max((claim["attempt"] for claim in folder.claims()), default=1)
+        path = f"{folder.folder}/{attempt_folder(attempt)}/{LAST_WORDS}"
+        folder.files.write(path, json.dumps({"error": words}).encode())
 
 
-def _last_words(folder: RunFolder) -> str | None:
-    try:
-        return str(json.loads(folder.files.read(f"{folder.folder}/{LAST_WORDS}"))["error"])
-    except (OSError, ValueError, KeyError):
-        return None
+def _last_words(folder: RunFolder, dead: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of the latest of these attempts that left any: why its worker ended."""
+    for claim in reversed(dead):
+        found = read_json(folder.files, f"{folder.folder}/{attempt_folder(claim['attempt'])}/{LAST_WORDS}")
+        if isinstance(found, dict) and "error" in found:
+            return str(found["error"])
+    return None
 
 
 @contextlib.contextmanager

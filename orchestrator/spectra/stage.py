@@ -8,6 +8,7 @@ are keyed, so a second pass computes only what is missing; what cannot be read i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -21,8 +22,9 @@ import pyarrow as pa
 
 from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.spectra import weights
+from scalespec.orchestrator.spectra.tensors import TensorFile, WeightsError
+from scalespec.orchestrator.store.files import open_files
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
-from scalespec.trainables.checkpoints import read_committed
 
 log = logging.getLogger("scalespec.spectra")
 
@@ -31,6 +33,9 @@ BLOCKS_PER_CPU = 8
 
 FOLLOW_S = 5.0
 """Seconds between two looks for new checkpoints while training goes on."""
+
+FILES_OPEN = 256
+"""Headers that a task remembers."""
 
 PROCESS_BYTES = 400 << 20
 """What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
@@ -84,32 +89,35 @@ def references(store: StudyStore, checkpoints: pa.Table, every: str, done: set[K
             before = steps[at - 1]["sha256"] if at else ""
             groups.setdefault((row["sha256"], steps[0]["sha256"], before), []).append(row)
     out = []
-    layers: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    layers: dict[str, tuple[tuple[str, tuple[int, ...], str], ...]] = {}
     for group in groups.values():
         first = group[0]
         if first["run_key"] not in layers:
-            layers[first["run_key"]] = header(store, [row["path"] for row in by_run[first["run_key"]]])
-        for layer, shape in layers[first["run_key"]]:
+            layers[first["run_key"]] = layers_of(store, by_run[first["run_key"]])
+        for layer, shape, kind in layers[first["run_key"]]:
             owners = tuple(
                 (r["run_key"], r["step"], r["samples"]) for r in group if (r["run_key"], r["step"], layer) not in done
             )
-            kind = weights.layer_kind(layer, shape)
-            if owners and kind is not None:
+            if owners:
                 out.append(Reference(first["path"], layer, shape, kind, first["init"], first["previous"], owners))
     return out
 
 
-def header(store: StudyStore, paths: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a safetensors file: the first readable one, since a run's checkpoints have equal layers."""
-    for path in paths:
-        try:
-            data = store.files.read(path)
-            size = int.from_bytes(data[:8], "little")
-            entries = json.loads(data[8 : 8 + size])
-            return [(name, tuple(entry["shape"])) for name, entry in entries.items() if name != "__metadata__"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return []
+def layers_of(
+    store: StudyStore, checkpoints: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    """Name, shape and kind of each layer of a run: from the first readable checkpoint, since all of them have the same."""
+    for row in checkpoints:
+        with contextlib.suppress(WeightsError):
+            return _layers(store.root, row["path"], row["sha256"])
+    return ()
+
+
+@functools.lru_cache(maxsize=4096)
+def _layers(root: str, path: str, sha256: str) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    """Of one checkpoint, which never changes: read once in a process."""
+    tensors = TensorFile(open_files(root), path, committed=True).tensors
+    return tuple((found.tensor, found.shape, found.kind) for found in weights.layers(tensors))
 
 
 def blocks(refs: Sequence[Reference], cpus: int) -> list[list[Reference]]:
@@ -128,22 +136,21 @@ def blocks(refs: Sequence[Reference], cpus: int) -> list[list[Reference]]:
 
 def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str, Any]]:
     """The rows of one block. Never raises for what is in a file."""
-    store = StudyStore(request.root)
-    cache: dict[str, Any] = {}
+    files = open_files(request.root)
 
-    def tensors(path: str) -> Mapping[str, Any]:
-        if path not in cache:
-            if len(cache) > 3:
-                cache.clear()
-            cache[path] = _tensors(store, path)
-        return cache[path]  # type: ignore[no-any-return]
+    @functools.lru_cache(maxsize=FILES_OPEN)
+    def opened(path: str) -> TensorFile:
+        return TensorFile(files, path, committed=True)
+
+    def tensor(path: str, ref: Reference) -> Any:
+        return weights.oriented(opened(path).read(ref.layer), ref.layer)
 
     rows = []
     for ref in refs:
         base = {"layer": ref.layer, "profile": request.profile, "kind": ref.kind}
         try:
-            weight = tensors(ref.path)[ref.layer]
-            init, previous = (_same_shape(tensors, path, ref) for path in (ref.init, ref.previous))
+            weight = tensor(ref.path, ref)
+            init, previous = (_same_shape(tensor, path, ref) for path in (ref.init, ref.previous))
             found = spectral.layer_rows(
                 ref.layer,
                 weight,
@@ -164,28 +171,15 @@ def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str,
     return rows
 
 
-def _tensors(store: StudyStore, path: str) -> dict[str, Any]:
-    import safetensors.torch
-
-    found = read_committed(store.files, path.rpartition("/")[0])
-    if found is None:
-        raise OSError(f"{path}: missing, truncated or altered (its manifest does not match)")
-    try:
-        loaded = safetensors.torch.load(found[1][path.rpartition("/")[2]])
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path}: not a safetensors file ({error})") from error
-    return {name: value.float().numpy() for name, value in loaded.items() if value.ndim >= 2}
-
-
-def _same_shape(tensors: Callable[[str], Mapping[str, Any]], path: str | None, ref: Reference) -> Any:
+def _same_shape(read: Callable[[str, Reference], Any], path: str | None, ref: Reference) -> Any:
     """The layer in an earlier checkpoint; None where that one cannot be read, which costs only the distances."""
     if path is None or path == ref.path:
         return None
     try:
-        found = tensors(path).get(ref.layer)
-    except OSError:
+        found = read(path, ref)
+    except WeightsError:
         return None
-    return found if found is not None and tuple(found.shape) == tuple(ref.shape) else None
+    return found if tuple(found.shape) == tuple(ref.shape) else None
 
 
 def done_keys(store: StudyStore, profile: str) -> set[Key]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import pyarrow as pa
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import MANIFEST, WEIGHTS, step_folder
+from scalespec.trainables.checkpoints import read_manifest
+from scalespec.trainables.history import WEIGHTS
 from scalespec.trainables.spec import RunSpec
 
 RESULT_COLUMNS = [
@@ -98,11 +98,9 @@ def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
     """The committed analysis weights of every run, finished or not."""
     rows = []
     for spec in specs:
-        folder = store.run(spec.run_key)
-        for step in folder.checkpoint_steps():
-            path = f"runs/{spec.run_key}/checkpoints/{step_folder(step)}"
+        for step, path in store.run(spec.run_key).history().checkpoints.items():
             try:
-                facts = json.loads(store.files.read(f"{path}/{MANIFEST}"))
+                facts: Any = read_manifest(store.files, path)
                 entry, losses = facts["files"][WEIGHTS], facts["metrics"]
                 row = {
                     "run_key": spec.run_key,

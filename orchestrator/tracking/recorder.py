@@ -24,7 +24,6 @@ import psutil
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.version import git_commit
-from scalespec.trainables.checkpoints import MANIFEST, RunFolder, step_folder, step_of
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import RunSpec
 
@@ -140,12 +139,8 @@ class Tracker:
             return
         run_id = self._child(spec, claims)
         known = self._parts.setdefault(spec.run_key, set())
-        parts = [part for part in committed_parts(folder, finished=result is not None) if part not in known]
-        rows = [
-            (row["metric"], row["step"], row["value"], row["time_ms"])
-            for part in parts
-            for row in folder.codec.decode_metrics(folder.files.read(part))
-        ]
+        parts = [part for part in folder.history().settled_parts if part not in known]
+        rows = [(row["metric"], row["step"], row["value"], row["time_ms"]) for row in folder.read_parts(parts)]
         if result is not None:
             now = int(time.time() * 1000)
             final = {"final/val_loss": result.get("val_loss"), "final/val_loss_se": result.get("val_loss_se")}
@@ -275,17 +270,6 @@ def _batches(items: list[Any]) -> Iterator[list[Any]]:
 def metric_name(text: str) -> str:
     """`text` with the characters that MLflow refuses in the name of a metric replaced."""
     return re.sub(r"[^/\w.\- :]", "_", text.replace("=", ":").replace(",", " "))
-
-
-def committed_parts(folder: RunFolder, *, finished: bool) -> list[str]:
-    """Metric parts that a resume cannot take back: all of a finished run, else those up to its newest committed state."""
-    parts = [name for name in folder.files.names(f"{folder.folder}/metrics") if step_of(name) is not None]
-    if not finished:
-        resume = f"{folder.folder}/resume"
-        steps = [step_of(name) or 0 for name in folder.files.names(resume)]
-        newest = max((s for s in steps if MANIFEST in folder.files.names(f"{resume}/{step_folder(s)}")), default=-1)
-        parts = [name for name in parts if (step_of(name) or 0) <= newest]
-    return [f"{folder.folder}/metrics/{name}" for name in parts]
 
 
 def axes_of(spec: RunSpec) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from trained import prepared, trained
 
 from scalespec import analysis
 from scalespec.analysis import tables
-from scalespec.orchestrator.store import folder as store
+from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.orchestrator.store.lease import lease
 from scalespec.orchestrator.terminal import progress
 from studies import toy_yaml
 
@@ -385,7 +386,7 @@ def test_run_goes_to_the_end_and_again_does_nothing(scalespec, ray_cluster, tmp_
     said = scalespec("run", other)
     assert said.code == 2
     assert "holds a study of another task" in said.err
-    with store.lease(store.StudyStore(str(root))):
+    with lease(StudyStore(str(root))):
         said = scalespec("run", path)
     assert said.code == 2
     assert f"process {os.getpid()}" in said.err

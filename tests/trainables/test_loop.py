@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from scalespec.trainables.checkpoints import WEIGHTS, LocalFiles, RunFolder, local_run, read_committed, step_folder
+from scalespec.trainables.checkpoints import RunFolder, local_run, read_committed
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.family import checkpoint_steps
+from scalespec.trainables.files import LocalFiles
+from scalespec.trainables.history import WEIGHTS
 from scalespec.trainables.loop import Trainer
 from scalespec.trainables.spec import RunSpec
 from studies import toy_grid
@@ -37,10 +39,7 @@ def stop_at(step: int):
 
 
 def weights(run: RunFolder) -> dict[int, bytes]:
-    return {
-        s: read_committed(run.files, f"{run.folder}/checkpoints/{step_folder(s)}")[1][WEIGHTS]
-        for s in run.checkpoint_steps()
-    }
+    return {step: read_committed(run.files, path)[1][WEIGHTS] for step, path in run.history().checkpoints.items()}
 
 
 def curves(run: RunFolder) -> list[tuple]:
@@ -90,8 +89,7 @@ def test_a_damaged_trunk_checkpoint_is_trained_again(tmp_path):
     files = LocalFiles(tmp_path)
     trunk = RunFolder(files, "families/f")
     Trainer(family[2], grid.of(family[2]), RunFolder(files, "shared/a"), trunk).run()
-    step = trunk.checkpoint_steps()[-1]
-    path = tmp_path / "families/f/checkpoints" / step_folder(step) / WEIGHTS
+    path = tmp_path / list(trunk.history().checkpoints.values())[-1] / WEIGHTS
     path.write_bytes(path.read_bytes()[:50])
     again, alone = RunFolder(files, "shared/b"), RunFolder(files, "alone/b")
     Trainer(family[2], grid.of(family[2]), again, trunk).run()
@@ -124,7 +122,7 @@ def test_after_a_truncated_state_the_run_goes_on_from_the_one_before(tmp_path):
     Trainer(spec, grid.of(spec), RunFolder(files, "whole")).run()
     with pytest.raises(StopHereError):
         Trainer(spec, grid.of(spec), RunFolder(files, "broken"), beat=stop_at(60)).run()
-    newest = sorted((tmp_path / "broken/resume").iterdir())[-1] / "state.safetensors"
+    newest = tmp_path / RunFolder(files, "broken").history().states[-1].path / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     Trainer(spec, grid.of(spec), RunFolder(files, "broken")).run()
     assert weights(RunFolder(files, "broken")) == weights(RunFolder(files, "whole"))
@@ -160,7 +158,7 @@ def test_the_columns_of_a_result_agree_with_each_other(tmp_path):
     assert result["params_matmul"] == 8 * 8 + 8 * 8 + 8 * 4
     # no gradient to the input: the first layer has a forward and a weight gradient, the others an input gradient too
     assert result["flops_train"] == 512 * (2 * 2 * 64 + 3 * 2 * 64 + 3 * 2 * 32)
-    rows = run.files.read("r/val.jsonl").decode().splitlines()
+    rows = run.files.read(run.history().val_path).decode().splitlines()
     assert len(rows) == grid.of(spec).data.val_examples
     halves = np.average([result["val_loss_select"], result["val_loss_report"]])
     assert math.isclose(halves, result["val_loss"], rel_tol=1e-12)

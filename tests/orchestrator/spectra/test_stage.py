@@ -31,7 +31,8 @@ from scalespec.orchestrator.spectra.stage import (
 )
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
 from scalespec.orchestrator.store.run_tables import checkpoints_table
-from scalespec.trainables.checkpoints import MANIFEST, WEIGHTS, manifest, step_folder
+from scalespec.trainables.checkpoints import manifest
+from scalespec.trainables.history import MANIFEST, WEIGHTS
 
 SMALL: dict[str, Any] = {
     "grid": {"width": [16], "data_fraction": ["1", "1/2"], "seed": [0, 1]},
@@ -71,16 +72,20 @@ def owned(refs: list[Reference]) -> list[tuple[str, int, str]]:
 def commit(study: Trained, run_key: str, step: int, weights: dict[str, torch.Tensor] | bytes) -> None:
     """Puts other weights under a valid manifest in place of a checkpoint."""
     data = weights if isinstance(weights, bytes) else safetensors.torch.save(weights)
-    folder = f"runs/{run_key}/checkpoints/{step_folder(step)}"
+    folder = path_of(study, run_key, step).rpartition("/")[0]
     facts = json.loads(study.store.files.read(f"{folder}/{MANIFEST}"))
     facts.pop("files"), facts.pop("schema_version")
     study.store.files.write(f"{folder}/{WEIGHTS}", data)
-    study.store.files.write(f"{folder}/{MANIFEST}", manifest({WEIGHTS: data}, **facts))
+    tensors = {} if isinstance(weights, bytes) else {WEIGHTS: weights}
+    study.store.files.write(f"{folder}/{MANIFEST}", manifest({WEIGHTS: data}, facts, tensors))
+
+
+def path_of(study: Trained, run_key: str, step: int) -> str:
+    return f"{study.store.run(run_key).history().checkpoints[step]}/{WEIGHTS}"
 
 
 def weights_of(study: Trained, run_key: str, step: int) -> dict[str, torch.Tensor]:
-    path = f"runs/{run_key}/checkpoints/{step_folder(step)}/{WEIGHTS}"
-    return safetensors.torch.load(study.store.files.read(path))
+    return safetensors.torch.load(study.store.files.read(path_of(study, run_key, step)))
 
 
 # -- references ----------------------------------------------------------------------------------------------------------
@@ -123,10 +128,10 @@ def test_a_reference_knows_its_start_and_its_predecessor(done):
     for ref in find(done):
         key, step, _ = ref.owners[0]
         steps = done.store.run(key).checkpoint_steps()
-        assert ref.path == f"runs/{key}/checkpoints/{step_folder(step)}/{WEIGHTS}"
-        assert ref.init == f"runs/{key}/checkpoints/{step_folder(0)}/{WEIGHTS}"
+        assert ref.path == path_of(done, key, step)
+        assert ref.init == path_of(done, key, 0)
         before = [s for s in steps if s < step]
-        assert ref.previous == (f"runs/{key}/checkpoints/{step_folder(before[-1])}/{WEIGHTS}" if before else None)
+        assert ref.previous == (path_of(done, key, before[-1]) if before else None)
 
 
 def test_every_last_takes_the_final_weights_only(done):
@@ -145,7 +150,7 @@ def test_nothing_is_referred_to_where_nothing_was_kept(tmp_path):
 def test_layers_are_read_from_the_first_checkpoint_that_can_be_read(study, data):
     before = owned(find(study))
     for spec in study.specs:
-        study.store.files.write(f"runs/{spec.run_key}/checkpoints/{step_folder(0)}/{WEIGHTS}", data)
+        study.store.files.write(path_of(study, spec.run_key, 0), data)
     assert sorted(owned(find(study))) == sorted(before)
 
 
@@ -219,28 +224,29 @@ def test_a_row_does_not_depend_on_what_else_is_computed_with_it(done):
 
 
 DAMAGES = {
-    "truncated": (lambda data: data[:-8], "OSError"),
-    "altered": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "OSError"),
-    "empty": (lambda data: b"", "OSError"),
+    "truncated": (lambda data: data[:-8], "truncated: its header promises", set(LAYERS)),
+    "altered": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "altered: ", {"inner.weight"}),
+    "another header": (lambda data: data.replace(b"inner", b"outer"), "altered: its header", set(LAYERS)),
+    "empty": (lambda data: b"", "not a safetensors file", set(LAYERS)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_error_rows_and_the_rest_is_computed(study, damage):
-    harm, error = DAMAGES[damage]
+    harm, error, layers = DAMAGES[damage]
     refs = find(study)
     key, step, _ = refs[0].owners[0]
-    path = f"runs/{key}/checkpoints/{step_folder(step)}/{WEIGHTS}"
+    path = path_of(study, key, step)
     study.store.files.write(path, harm(study.store.files.read(path)))
     rows = analyse_block(refs, request_of(study))
     assert Counter((row["run_key"], row["step"], row["layer"]) for row in rows) == Counter(owned(refs))
     bad = [row for row in rows if row["status"] == "unreadable"]
-    assert {(row["layer"]) for row in bad} == set(LAYERS)
+    assert {(row["layer"]) for row in bad} == layers
     assert {(row["run_key"], row["step"]) for row in bad} == {
         owner[:2] for r in refs if r.path == path for owner in r.owners
     }
     for row in bad:
-        assert row["error"].startswith(f"{error}: {path}: missing, truncated or altered")
+        assert row["error"].startswith(f"WeightsError: {path}: {error}")
         assert (row["rows"], row["cols"]) == tuple(sorted(LAYERS[row["layer"]], reverse=True))
     tables.from_rows(rows, tables.SPECTRA)
 
@@ -257,7 +263,7 @@ def test_a_vanished_checkpoint_is_error_rows(study):
 def test_a_vanished_start_costs_the_distances_only(study):
     key = study.specs[0].run_key
     refs = [r for r in find(study, "last") if r.owners[0][0] == key]
-    study.store.files.delete(f"runs/{key}/checkpoints/{step_folder(0)}")
+    study.store.files.delete(path_of(study, key, 0).rpartition("/")[0])
     for row in analyse_block(refs, request_of(study)):
         assert row["status"] == "too_small" if row["layer"] == "head.weight" else row["spectral_norm"] > 0
         assert row.get("distance_from_init") is None
