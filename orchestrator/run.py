@@ -30,7 +30,6 @@ from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.terminal.progress import Follow, duration, say
 from scalespec.orchestrator.tracking import recorder as tracking
 from scalespec.orchestrator.version import code_version
-from scalespec.trainables.family import checkpoint_steps
 from scalespec.trainables.probe import Speed
 from scalespec.trainables.spec import RunSpec
 
@@ -183,12 +182,10 @@ def all_jobs(points: Grid, todo: Sequence[RunSpec]) -> dict[str, worker.Job]:
     """A job for each run; the steps at which a trunk keeps weights are those of the whole family, finished runs included."""
     wanted = {spec.run_key for spec in todo}
     jobs: dict[str, worker.Job] = {}
-    for family in points.families().values():
-        steps = sorted(
-            {s for spec in family for s in checkpoint_steps(plan.steps_in(spec, points), spec.train.checkpoints)}
-        )
+    schedules = plan.schedules(points)
+    for key, family in points.families().items():
         counts = {spec.run_key: points.of(spec).counts(spec.width) for spec in family}
-        for job in worker.jobs_of(family, plan.shares_trunk(family), counts, steps):
+        for job in worker.jobs_of(family, schedules[key], counts):
             if job.spec.run_key in wanted:
                 jobs[job.spec.run_key] = job
     return jobs

@@ -330,20 +330,33 @@ class RunFolder:
 
     def adopt(self, trunk: RunFolder, step: int, checkpoint_steps: Sequence[int]) -> None:
         self._check_fence()
+        own, at_checkpoints = set(checkpoint_steps), set[str]()
         for at in checkpoint_steps:
             path = f"checkpoints/{step_folder(at)}"
-            found = read_committed(trunk.files, f"{trunk.folder}/{path}")
-            if found is None:
+            facts = self._copy(trunk, path)
+            if facts is None:
                 trunk.files.delete(f"{trunk.folder}/{path}")
                 raise DamagedError(f"{trunk.folder}/{path}", at)
-            for name, data in found[1].items():
-                self.files.write(f"{self.folder}/{path}/{name}", data)
-            self.files.write(f"{self.folder}/{path}/{MANIFEST}", trunk.files.read(f"{trunk.folder}/{path}/{MANIFEST}"))
-        # the trunk is validated where any run of the family wants it; this run's curve has its own points only
-        own = set(checkpoint_steps)
+            at_checkpoints |= set(facts["metrics"])
+        kept_by_others = set(trunk.checkpoint_steps()) - own
+        for name in trunk.files.names(f"{trunk.folder}/media"):
+            at_step = step_of(name)
+            if at_step is not None and at_step <= step and at_step not in kept_by_others:
+                self._copy(trunk, f"media/{name}")
+        # the trunk is evaluated where any run of the family wants it; this run's curve has its own points only. The rows
+        # wait in memory for the next commit: a part of its own here would be overwritten where the run ends at this step
         rows = (row for row in trunk.metrics() if row["step"] <= step)
-        self._rows = [row for row in rows if not row["metric"].startswith("val_") or row["step"] in own]
-        self._commit_metrics(step)
+        self._rows = [row for row in rows if row["metric"] not in at_checkpoints or row["step"] in own]
+
+    def _copy(self, other: RunFolder, path: str) -> dict[str, Any] | None:
+        """Commits here what another folder has committed at `path`. Returns its manifest; None where it is not valid."""
+        found = read_committed(other.files, f"{other.folder}/{path}")
+        if found is None:
+            return None
+        for name, data in found[1].items():
+            self.files.write(f"{self.folder}/{path}/{name}", data)
+        self.files.write(f"{self.folder}/{path}/{MANIFEST}", other.files.read(f"{other.folder}/{path}/{MANIFEST}"))
+        return found[0]
 
 
 def read_committed(files: Files, folder: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:

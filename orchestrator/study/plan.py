@@ -12,7 +12,7 @@ from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import Study
 from scalespec.orchestrator.study.grid import Grid, data_key
 from scalespec.orchestrator.study.resources import Machine
-from scalespec.trainables.family import branch_of, checkpoint_steps, steps_of
+from scalespec.trainables.family import FamilySchedule, RunSchedule, family_schedule
 from scalespec.trainables.probe import Speed, measure
 from scalespec.trainables.rules.flops import CONVENTION
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -127,20 +127,24 @@ def make_plan(
     study: Study, grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed], machine: Machine
 ) -> Plan:
     """Packs `runs` (those still to be trained) and estimates what they take. A pure function of the measured speeds."""
-    seconds = {
-        key: cost for spec_runs in _families(runs) for key, cost in _family_seconds(spec_runs, grid, speeds).items()
-    }
-    units = [
-        Unit(part, sum(seconds[spec.run_key] for spec in part))
-        for family in _families(runs)
-        for part in ([tuple(family)] if shares_trunk(family) else [(spec,) for spec in family])
-    ]
+    wanted, families = {spec.run_key for spec in runs}, schedules(grid)
+    by_key = {run.run_key: run for family in families.values() for run in family.runs}
+    seconds: dict[str, float] = {}
+    units: list[Unit] = []
+    for key, members in grid.families().items():
+        left = tuple(spec for spec in members if spec.run_key in wanted)
+        seconds |= _family_seconds(left, families[key], grid, speeds)
+        parts = [left] if families[key].shares_trunk else [(spec,) for spec in left]
+        units += [Unit(part, sum(seconds[spec.run_key] for spec in part)) for part in parts if part]
     packs = _all_packs(units, machine)
     pack_of = {key: pack.index for pack in packs for key in pack.run_keys}
-    planned = tuple(_planned(spec, grid, speeds, seconds[spec.run_key], pack_of[spec.run_key]) for spec in runs)
+    planned = tuple(
+        _planned(spec, by_key[spec.run_key], grid, speeds, seconds[spec.run_key], pack_of[spec.run_key])
+        for spec in runs
+    )
     lanes = max((machine.lanes(pack.workers) for pack in packs), default=1)
     training = _makespan([pack.seconds + PACK_START_UP_S for pack in packs], lanes)
-    spectra = _spectra_seconds(study, grid, runs, machine)
+    spectra = _spectra_seconds(study, by_key, grid, runs, machine)
     wall = STUDY_START_UP_S + training + spectra + STUDY_END_S if runs else 0.0
     busy = sum(pack.seconds for pack in packs)
     price = study.resources.price_per_hour
@@ -167,8 +171,11 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     """
     if study.train.workers != "auto":
         return grid
-    families = {members[0].family_key: members for members in _families(grid.runs)}
-    seconds = {key: sum(_family_seconds(members, grid, speeds).values()) for key, members in families.items()}
+    families = grid.families()
+    found = schedules(grid)
+    seconds = {
+        key: sum(_family_seconds(members, found[key], grid, speeds).values()) for key, members in families.items()
+    }
     slots = machine.lanes(1)
     enough = max(sum(seconds.values()) / slots, START_UPS_HELD * PACK_START_UP_S)
     chosen = dict.fromkeys(families, 1)
@@ -180,41 +187,32 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     return replace(grid, runs=tuple(runs))
 
 
-def _families(runs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    out: dict[str, list[RunSpec]] = {}
-    for spec in sorted(runs, key=lambda spec: spec.data_fraction):
-        out.setdefault(spec.family_key, []).append(spec)
-    return list(out.values())
+def schedules(grid: Grid) -> dict[str, FamilySchedule]:
+    """The schedule of every family of the grid: its steps, branches and kept weights."""
+    return {
+        key: family_schedule(family, grid.of(family[0]).data.train_examples) for key, family in grid.families().items()
+    }
 
 
-def shares_trunk(family: Sequence[RunSpec]) -> bool:
-    """Whether these runs of one family are trained as a trunk with a branch each."""
-    return len(family) > 1 and all(spec.train.reuse_trunk and branch_of(spec, 1) is not None for spec in family)
-
-
-def steps_in(spec: RunSpec, grid: Grid) -> int:
-    """Optimizer steps of a run."""
-    return steps_of(grid.of(spec).data.train_examples, spec.data_fraction, spec.train.epochs, spec.optim.batch_size)
-
-
-def _family_seconds(family: Sequence[RunSpec], grid: Grid, speeds: Mapping[tuple[Any, ...], Speed]) -> dict[str, float]:
+def _family_seconds(
+    family: Sequence[RunSpec], schedule: FamilySchedule, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed]
+) -> dict[str, float]:
     """Marginal seconds of each run, smallest fraction first: each extends the trunk and adds its own cooldown."""
+    specs = {spec.run_key: spec for spec in family}
+    executed = schedule.executed(specs)
     out: dict[str, float] = {}
-    trunk = 0
-    for spec in family:
-        speed, steps = speeds[speed_key(spec)], steps_in(spec, grid)
-        branch = branch_of(spec, steps) if shares_trunk(family) else None
-        executed = steps if branch is None else max(0, branch - trunk) + steps - branch
-        trunk = max(trunk, branch or 0)
-        kept = checkpoint_steps(steps, spec.train.checkpoints)
-        commits = len(kept) * (2 if branch is not None else 1) + 2
-        examples = grid.of(spec).data.val_examples * len(kept)
-        out[spec.run_key] = (
-            speed.build_s
-            + executed * speed.step_s / spec.train.workers
-            + commits * speed.commit_s
-            + examples * speed.eval_example_s
-        )
+    for run in schedule.runs:
+        if run.run_key in specs:
+            spec = specs[run.run_key]
+            speed = speeds[speed_key(spec)]
+            commits = len(run.kept) * (2 if run.branch is not None else 1) + 2
+            examples = grid.of(spec).data.val_examples * len(run.kept)
+            out[run.run_key] = (
+                speed.build_s
+                + executed[run.run_key] * speed.step_s / spec.train.workers
+                + commits * speed.commit_s
+                + examples * speed.eval_example_s
+            )
     return out
 
 
@@ -253,32 +251,34 @@ def _makespan(seconds: Sequence[float], lanes: int) -> float:
     return max(heap)
 
 
-def _spectra_seconds(study: Study, grid: Grid, runs: Sequence[RunSpec], machine: Machine) -> float:
+def _spectra_seconds(
+    study: Study, schedules: Mapping[str, RunSchedule], grid: Grid, runs: Sequence[RunSpec], machine: Machine
+) -> float:
     if study.spectra.every == "never":
         return 0.0
     seen: set[tuple[str, int]] = set()
     total = 0.0
-    for family in _families(runs):
-        shared = shares_trunk(family)
-        for spec in family:
-            steps = steps_in(spec, grid)
-            branch = branch_of(spec, steps) if shared else None
-            kept = checkpoint_steps(steps, spec.train.checkpoints)
-            for step in kept if study.spectra.every == "checkpoint" else kept[-1:]:
-                # checkpoints of the trunk have equal content in all its runs and are computed once
-                owner = spec.family_key if branch is not None and step <= branch else spec.run_key
-                if (owner, step) not in seen:
-                    seen.add((owner, step))
-                    total += sum(spectral.cost(shape, "embedding") for shape in grid.of(spec).matrices(spec.width))
+    for spec in runs:
+        schedule = schedules[spec.run_key]
+        for step in schedule.kept if study.spectra.every == "checkpoint" else schedule.kept[-1:]:
+            # checkpoints of the trunk have equal content in all its runs and are computed once
+            owner = spec.family_key if schedule.on_trunk(step) else spec.run_key
+            if (owner, step) not in seen:
+                seen.add((owner, step))
+                total += sum(spectral.cost(shape, "embedding") for shape in grid.of(spec).matrices(spec.width))
     return total / max(1, machine.cpus)
 
 
 def _planned(
-    spec: RunSpec, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], seconds: float, pack: int
+    spec: RunSpec,
+    schedule: RunSchedule,
+    grid: Grid,
+    speeds: Mapping[tuple[Any, ...], Speed],
+    seconds: float,
+    pack: int,
 ) -> PlannedRun:
-    prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], steps_in(spec, grid)
+    prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], schedule.steps
     counts, examples = prepared.counts(spec.width), steps * spec.optim.batch_size
-    kept = len(checkpoint_steps(steps, spec.train.checkpoints))
     warnings = []
     if steps < FEW_STEPS:
         warnings.append(f"only {steps} steps")
@@ -297,7 +297,7 @@ def _planned(
         lr=scaled_optim(spec.optim).lr,
         flops_train=float(examples * counts.flops_train),
         seconds=seconds,
-        disk_bytes=kept * speed.weights_bytes + 2 * speed.state_bytes,
+        disk_bytes=len(schedule.kept) * speed.weights_bytes + 2 * speed.state_bytes,
         pack=pack,
         warnings=tuple(warnings),
     )
