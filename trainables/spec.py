@@ -80,6 +80,8 @@ class TrainConfig:
     """Seconds of training between two resume states."""
     stall_timeout_s: float = 1800.0
     """A run that makes no step for so long is ended and counted as a death of its worker."""
+    media: bool = True
+    """Whether runs keep what there is to look at: images of predictions, sampled text."""
 
 
 @dataclass(frozen=True)

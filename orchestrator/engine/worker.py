@@ -22,10 +22,12 @@ from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.trainables.checkpoints import FencedError, RunFolder, read_json
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
+from scalespec.trainables.family import FamilySchedule
 from scalespec.trainables.group import Group
 from scalespec.trainables.io import State
 from scalespec.trainables.history import LAST_WORDS, attempt_folder
-from scalespec.trainables.loop import Prepared, Trainer
+from scalespec.trainables.loop import Trainer
+from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.rules import flops
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import RunSpec
@@ -42,17 +44,18 @@ class Job:
 
     spec: RunSpec
     counts: flops.Counts
-    family_steps: tuple[int, ...]
+    trunk_kept: tuple[int, ...]
+    """Steps at which some run of the family, finished ones included, wants the trunk's weights."""
     shares_trunk: bool
 
     def to_json(self) -> dict[str, Any]:
-        counts, steps = asdict(self.counts), list(self.family_steps)
-        return {"spec": self.spec.to_json(), "counts": counts, "family_steps": steps, "shares_trunk": self.shares_trunk}
+        counts, steps = asdict(self.counts), list(self.trunk_kept)
+        return {"spec": self.spec.to_json(), "counts": counts, "trunk_kept": steps, "shares_trunk": self.shares_trunk}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
         counts = flops.Counts(**data["counts"])
-        return cls(RunSpec.from_json(data["spec"]), counts, tuple(data["family_steps"]), data["shares_trunk"])
+        return cls(RunSpec.from_json(data["spec"]), counts, tuple(data["trunk_kept"]), data["shares_trunk"])
 
 
 Tell = Callable[[str, str], None]
@@ -118,7 +121,7 @@ class Worker:
                 trunk = self.store.family(spec.family_key)
                 if self.group.rank == 0:
                     trunk.claim(self.session)
-            Trainer(spec, ready, folder, trunk, job.family_steps, self.group, beat).run()
+            Trainer(spec, ready, folder, trunk, job.trunk_kept, self.group, beat).run()
 
     def _prepare(self, spec: RunSpec) -> Prepared:
         key = json.dumps([spec.task, dict(spec.options), asdict(spec.data)], sort_keys=True)
@@ -251,9 +254,7 @@ def watched(timeout_s: float, folder: RunFolder) -> Iterator[Any]:
         thread.join()
 
 
-def jobs_of(
-    specs: Sequence[RunSpec], shares_trunk: bool, counts: Mapping[str, flops.Counts], steps: Sequence[int]
-) -> list[Job]:
-    """The jobs of one unit, smallest data fraction first, so that each extends the trunk of the one before."""
-    ordered = sorted(specs, key=lambda spec: spec.data_fraction)
-    return [Job(spec, counts[spec.run_key], tuple(steps), shares_trunk) for spec in ordered]
+def jobs_of(family: Sequence[RunSpec], schedule: FamilySchedule, counts: Mapping[str, flops.Counts]) -> list[Job]:
+    """The jobs of a family, smallest data fraction first, so that each extends the trunk of the one before."""
+    ordered = sorted(family, key=lambda spec: spec.data_fraction)
+    return [Job(spec, counts[spec.run_key], schedule.trunk_kept, schedule.shares_trunk) for spec in ordered]

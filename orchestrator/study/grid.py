@@ -14,7 +14,8 @@ from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import Ladder, Study, fraction, number
 from scalespec.trainables.errors import TaskError
 from scalespec.trainables.family import steps_of
-from scalespec.trainables.loop import LOOP_VERSION, Prepared, check_model
+from scalespec.trainables.loop import LOOP_VERSION
+from scalespec.trainables.prepared import Prepared, check_model
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import DataConfig, OptimConfig, Reference, RunSpec, Scalar, ScheduleConfig, TrainConfig
 from scalespec.trainables.task import checked_options, task_class

@@ -13,7 +13,7 @@ from scalespec.orchestrator.study.file import Study
 from scalespec.orchestrator.study.grid import Grid, data_key
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
-from scalespec.trainables.family import branch_of, checkpoint_steps, steps_of
+from scalespec.trainables.family import FamilySchedule, RunSchedule, family_schedule
 from scalespec.trainables.probe import Speed, measure
 from scalespec.trainables.rules.flops import CONVENTION
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -81,6 +81,21 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def followed_by(self, later: Plan) -> Plan:
+        """This plan and that of a later ask, as one."""
+        costs = (self.cost_usd, later.cost_usd)
+        return replace(
+            self,
+            runs=self.runs + later.runs,
+            units=self.units + later.units,
+            lanes=max(self.lanes, later.lanes),
+            seconds=self.seconds + later.seconds,
+            spectra_seconds=self.spectra_seconds + later.spectra_seconds,
+            disk_bytes=self.disk_bytes + later.disk_bytes,
+            cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+            flops_train=self.flops_train + later.flops_train,
+        )
+
 
 def probe(
     grid: Grid, runs: Sequence[RunSpec], *, threads: int = 1, seconds: float = 1.0
@@ -109,17 +124,22 @@ def speed_key(spec: RunSpec) -> tuple[Any, ...]:
 
 
 def make_plan(
-    study: Study, grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed], machine: Machine
+    study: Study, grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed], machine: Machine, *, first: int = 0
 ) -> Plan:
-    """What `runs` (those still to be trained) take. A pure function of the measured speeds."""
-    seconds = run_seconds(grid, runs, speeds)
-    units = units_of(runs, seconds)
+    """What `runs` (those still to be trained) take, their units numbered from `first`. A pure function of the speeds."""
+    families = schedules(grid)
+    by_key = {run.run_key: run for family in families.values() for run in family.runs}
+    seconds = run_seconds(grid, families, runs, speeds)
+    units = units_of(grid, families, runs, seconds, first)
     unit_of = {key: unit.number for unit in units for key in unit.run_keys}
-    planned = tuple(_planned(spec, grid, speeds, seconds[spec.run_key], unit_of[spec.run_key]) for spec in runs)
+    planned = tuple(
+        _planned(spec, by_key[spec.run_key], grid, speeds, seconds[spec.run_key], unit_of[spec.run_key])
+        for spec in runs
+    )
     lanes = max((min(machine.lanes(unit.workers), len(units)) for unit in units), default=1)
     starts = lanes * LANE_START_UP_S
     training = LANE_START_UP_S + _makespan([unit.seconds for unit in units], lanes)
-    spectra = _spectra_seconds(study, grid, runs, machine)
+    spectra = _spectra_seconds(study, by_key, grid, runs, machine)
     wall = STUDY_START_UP_S + training + spectra + STUDY_END_S if runs else 0.0
     busy = sum(unit.seconds for unit in units)
     price = study.resources.price_per_hour
@@ -138,20 +158,34 @@ def make_plan(
     )
 
 
-def run_seconds(grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed]) -> dict[str, float]:
+def run_seconds(
+    grid: Grid,
+    families: Mapping[str, FamilySchedule],
+    runs: Sequence[RunSpec],
+    speeds: Mapping[tuple[Any, ...], Speed],
+) -> dict[str, float]:
     """Marginal seconds of each run."""
-    return {key: cost for family in _families(runs) for key, cost in _family_seconds(family, grid, speeds).items()}
+    out: dict[str, float] = {}
+    for key, members in _by_family(runs).items():
+        out |= _family_seconds(members, families[key], grid, speeds)
+    return out
 
 
-def units_of(runs: Sequence[RunSpec], seconds: Mapping[str, float], first: int = 0) -> list[Unit]:
+def units_of(
+    grid: Grid,
+    families: Mapping[str, FamilySchedule],
+    runs: Sequence[RunSpec],
+    seconds: Mapping[str, float],
+    first: int = 0,
+) -> list[Unit]:
     """The units of these runs, longest first, numbered from `first`.
 
     Longest processing time first is within 4/3 of the best makespan (Graham 1969, doi:10.1137/0117039).
     """
     parts = [
         part
-        for family in _families(runs)
-        for part in ([tuple(family)] if shares_trunk(family) else [(spec,) for spec in family])
+        for key, members in _by_family(runs).items()
+        for part in ([tuple(members)] if families[key].shares_trunk else [(spec,) for spec in members])
     ]
     costs = [sum(seconds[spec.run_key] for spec in part) for part in parts]
     order = sorted(range(len(parts)), key=lambda at: -costs[at])
@@ -167,6 +201,14 @@ def units_of(runs: Sequence[RunSpec], seconds: Mapping[str, float], first: int =
     ]
 
 
+def _by_family(runs: Sequence[RunSpec]) -> dict[str, list[RunSpec]]:
+    """Runs by family, each from its smallest data fraction up."""
+    out: dict[str, list[RunSpec]] = {}
+    for spec in sorted(runs, key=lambda spec: spec.data_fraction):
+        out.setdefault(spec.family_key, []).append(spec)
+    return out
+
+
 def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], machine: Machine) -> Grid:
     """The grid with `train.workers: auto` resolved, the same for all runs of a family.
 
@@ -175,8 +217,11 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     """
     if study.train.workers != "auto":
         return grid
-    families = {members[0].family_key: members for members in _families(grid.runs)}
-    seconds = {key: sum(_family_seconds(members, grid, speeds).values()) for key, members in families.items()}
+    families = grid.families()
+    found = schedules(grid)
+    seconds = {
+        key: sum(_family_seconds(members, found[key], grid, speeds).values()) for key, members in families.items()
+    }
     slots = machine.lanes(1)
     enough = max(sum(seconds.values()) / slots, START_UPS_HELD * LANE_START_UP_S)
     chosen = dict.fromkeys(families, 1)
@@ -188,41 +233,32 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     return replace(grid, runs=tuple(runs))
 
 
-def _families(runs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    out: dict[str, list[RunSpec]] = {}
-    for spec in sorted(runs, key=lambda spec: spec.data_fraction):
-        out.setdefault(spec.family_key, []).append(spec)
-    return list(out.values())
+def schedules(grid: Grid) -> dict[str, FamilySchedule]:
+    """The schedule of every family of the grid: its steps, branches and kept weights."""
+    return {
+        key: family_schedule(family, grid.of(family[0]).data.train_examples) for key, family in grid.families().items()
+    }
 
 
-def shares_trunk(family: Sequence[RunSpec]) -> bool:
-    """Whether these runs of one family are trained as a trunk with a branch each."""
-    return len(family) > 1 and all(spec.train.reuse_trunk and branch_of(spec, 1) is not None for spec in family)
-
-
-def steps_in(spec: RunSpec, grid: Grid) -> int:
-    """Optimizer steps of a run."""
-    return steps_of(grid.of(spec).data.train_examples, spec.data_fraction, spec.train.epochs, spec.optim.batch_size)
-
-
-def _family_seconds(family: Sequence[RunSpec], grid: Grid, speeds: Mapping[tuple[Any, ...], Speed]) -> dict[str, float]:
+def _family_seconds(
+    family: Sequence[RunSpec], schedule: FamilySchedule, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed]
+) -> dict[str, float]:
     """Marginal seconds of each run, smallest fraction first: each extends the trunk and adds its own cooldown."""
+    specs = {spec.run_key: spec for spec in family}
+    executed = schedule.executed(specs)
     out: dict[str, float] = {}
-    trunk = 0
-    for spec in family:
-        speed, steps = speeds[speed_key(spec)], steps_in(spec, grid)
-        branch = branch_of(spec, steps) if shares_trunk(family) else None
-        executed = steps if branch is None else max(0, branch - trunk) + steps - branch
-        trunk = max(trunk, branch or 0)
-        kept = checkpoint_steps(steps, spec.train.checkpoints)
-        commits = len(kept) * (2 if branch is not None else 1) + 2
-        examples = grid.of(spec).data.val_examples * len(kept)
-        out[spec.run_key] = (
-            speed.build_s
-            + executed * speed.step_s / spec.train.workers
-            + commits * speed.commit_s
-            + examples * speed.eval_example_s
-        )
+    for run in schedule.runs:
+        if run.run_key in specs:
+            spec = specs[run.run_key]
+            speed = speeds[speed_key(spec)]
+            commits = len(run.kept) * (2 if run.branch is not None else 1) + 2
+            examples = grid.of(spec).data.val_examples * len(run.kept)
+            out[run.run_key] = (
+                speed.build_s
+                + executed[run.run_key] * speed.step_s / spec.train.workers
+                + commits * speed.commit_s
+                + examples * speed.eval_example_s
+            )
     return out
 
 
@@ -233,32 +269,34 @@ def _makespan(seconds: Sequence[float], lanes: int) -> float:
     return max(heap)
 
 
-def _spectra_seconds(study: Study, grid: Grid, runs: Sequence[RunSpec], machine: Machine) -> float:
+def _spectra_seconds(
+    study: Study, schedules: Mapping[str, RunSchedule], grid: Grid, runs: Sequence[RunSpec], machine: Machine
+) -> float:
     if study.spectra.every == "never":
         return 0.0
     seen: set[tuple[str, int]] = set()
     total = 0.0
-    for family in _families(runs):
-        shared = shares_trunk(family)
-        for spec in family:
-            steps = steps_in(spec, grid)
-            branch = branch_of(spec, steps) if shared else None
-            kept = checkpoint_steps(steps, spec.train.checkpoints)
-            for step in kept if study.spectra.every == "checkpoint" else kept[-1:]:
-                # checkpoints of the trunk have equal content in all its runs and are computed once
-                owner = spec.family_key if branch is not None and step <= branch else spec.run_key
-                if (owner, step) not in seen:
-                    seen.add((owner, step))
-                    total += sum(spectral.cost(shape, "embedding") for shape in grid.of(spec).matrices(spec.width))
+    for spec in runs:
+        schedule = schedules[spec.run_key]
+        for step in schedule.kept if study.spectra.every == "checkpoint" else schedule.kept[-1:]:
+            # checkpoints of the trunk have equal content in all its runs and are computed once
+            owner = spec.family_key if schedule.on_trunk(step) else spec.run_key
+            if (owner, step) not in seen:
+                seen.add((owner, step))
+                total += sum(spectral.cost(shape, "embedding") for shape in grid.of(spec).matrices(spec.width))
     return total / max(1, machine.cpus)
 
 
 def _planned(
-    spec: RunSpec, grid: Grid, speeds: Mapping[tuple[Any, ...], Speed], seconds: float, unit: int
+    spec: RunSpec,
+    schedule: RunSchedule,
+    grid: Grid,
+    speeds: Mapping[tuple[Any, ...], Speed],
+    seconds: float,
+    unit: int,
 ) -> PlannedRun:
-    prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], steps_in(spec, grid)
+    prepared, speed, steps = grid.of(spec), speeds[speed_key(spec)], schedule.steps
     counts, examples = prepared.counts(spec.width), steps * spec.optim.batch_size
-    kept = len(checkpoint_steps(steps, spec.train.checkpoints))
     warnings = []
     if steps < FEW_STEPS:
         warnings.append(f"only {steps} steps")
@@ -277,7 +315,7 @@ def _planned(
         lr=scaled_optim(spec.optim).lr,
         flops_train=float(examples * counts.flops_train),
         seconds=seconds,
-        disk_bytes=kept * speed.weights_bytes + 2 * speed.state_bytes,
+        disk_bytes=len(schedule.kept) * speed.weights_bytes + 2 * speed.state_bytes,
         unit=unit,
         warnings=tuple(warnings),
     )

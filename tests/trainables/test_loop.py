@@ -16,6 +16,7 @@ from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.family import checkpoint_steps
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import WEIGHTS
+from scalespec.trainables.family import checkpoint_steps, family_schedule, is_logged
 from scalespec.trainables.loop import Trainer
 from scalespec.trainables.spec import RunSpec
 from studies import toy_grid
@@ -57,9 +58,7 @@ def test_a_branch_of_the_trunk_equals_the_run_trained_alone(tmp_path, schedule, 
     grid, family = family_of(schedule={"name": schedule}, task={"name": "toy_task:Toy", "dropout": dropout})
     files = LocalFiles(tmp_path)
     trunk = RunFolder(files, "families/f")
-    steps = sorted(
-        {s for spec in family for s in checkpoint_steps(int(spec.data_fraction * 128), spec.train.checkpoints)}
-    )
+    steps = family_schedule(family, 2048).trunk_kept
     assert len(family) == 3
     for spec in family:
         shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
@@ -82,6 +81,19 @@ def test_a_fraction_that_joins_later_branches_from_the_same_trunk(tmp_path):
         Trainer(spec, grid.of(spec), shared, trunk).run()
         Trainer(spec, grid.of(spec), alone).run()
         assert weights(shared) == weights(alone)
+
+
+def test_the_curve_of_a_run_that_is_all_trunk_is_whole(tmp_path):
+    """Without a cooldown the branch is the end; its step, 125, has no point on the curve of a longer run."""
+    grid, family = family_of(schedule={"name": "constant"}, data={"limit": 2000})
+    files = LocalFiles(tmp_path)
+    trunk = RunFolder(files, "families/f")
+    for spec in family:
+        shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
+        assert not is_logged(Trainer(spec, grid.of(spec), shared, trunk).run()["steps"]) or spec is not family[-1]
+        Trainer(spec, grid.of(spec), alone).run()
+        read_again = RunFolder(files, shared.folder), RunFolder(files, alone.folder)
+        assert curves(read_again[0]) == curves(read_again[1])
 
 
 def test_a_damaged_trunk_checkpoint_is_trained_again(tmp_path):
@@ -169,8 +181,9 @@ def test_fractions_are_prefixes_of_one_permutation_the_same_at_every_width(tmp_p
     seen: dict[tuple, np.ndarray] = {}
     for spec in grid.runs:
         trainer = Trainer(spec, grid.of(spec), local_run(tmp_path / spec.run_key))
-        rows = np.concatenate([trainer._indices(step) for step in range(trainer.steps)])
-        assert len(np.unique(rows)) == len(rows) == trainer.steps * 16
+        steps = trainer.schedule.steps
+        rows = np.concatenate([trainer.training.batches.of(step) for step in range(steps)])
+        assert len(np.unique(rows)) == len(rows) == steps * 16
         seen[(spec.width, spec.data_fraction, spec.seed)] = rows
     whole = seen[(8, Fraction(1), 0)]
     for (_width, _fraction, seed), rows in seen.items():
@@ -183,8 +196,9 @@ def test_later_epochs_shuffle_the_same_prefix(tmp_path):
     grid = toy_grid(grid={"width": [8], "data_fraction": ["1/2"]}, train={"epochs": 3})
     spec = grid.runs[0]
     trainer = Trainer(spec, grid.of(spec), local_run(tmp_path / "r"), trunk=local_run(tmp_path / "t"))
-    assert trainer.branch is None
-    rows = np.concatenate([trainer._indices(step) for step in range(trainer.steps)]).reshape(3, 1024)
+    assert trainer.schedule.branch is None
+    rows = np.concatenate([trainer.training.batches.of(step) for step in range(trainer.schedule.steps)])
+    rows = rows.reshape(3, 1024)
     assert all(np.array_equal(np.sort(rows[0]), np.sort(epoch)) for epoch in rows)
     assert not np.array_equal(rows[0], rows[1])
     assert trainer.run()["unique_samples"] == 1024

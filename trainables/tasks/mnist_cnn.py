@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scalespec.trainables.data import images
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.rules.dropout import Dropout
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
 
@@ -37,7 +38,7 @@ class Cnn(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(2 * width * 7 * 7, 10)
 
     def forward(self, pixels_BHW: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class Cnn(nn.Module):
 class MnistCnn:
     """Classification of 28 × 28 grey images into ten classes."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "images"
 

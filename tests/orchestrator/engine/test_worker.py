@@ -22,6 +22,7 @@ from scalespec.orchestrator.engine.worker import STALLED_EXIT, Job, is_finished,
 from scalespec.trainables import loop
 from scalespec.trainables.checkpoints import FencedError, local_run
 from scalespec.trainables.errors import DataChangedError
+from scalespec.trainables.family import family_schedule
 from scalespec.trainables.rules.flops import Counts
 
 SMALL: dict[str, Any] = {
@@ -222,7 +223,9 @@ def test_a_heart_that_beats_is_left_alone(tmp_path):
 def test_jobs_go_from_the_smallest_fraction_up_and_survive_json(tmp_path):
     study = toy_with(tmp_path)
     counts = {spec.run_key: study.grid.of(spec).counts(spec.width) for spec in study.specs}
-    jobs = jobs_of(study.specs, True, counts, [0, 16, 32])
+    schedule = family_schedule(study.specs, 512)
+    jobs = jobs_of(study.specs, schedule, counts)
+    assert {(job.trunk_kept, job.shares_trunk) for job in jobs} == {(schedule.trunk_kept, True)}
     assert [job.spec.data_fraction for job in jobs] == sorted(spec.data_fraction for spec in study.specs)
     for job in jobs:
         assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
