@@ -50,6 +50,9 @@ RUNS = _schema(
     _field("seed", INT, "", "one number for the three streams: initialisation, order, dropout"),
     _field("batch_size", INT, "examples", "global batch size"),
     _field("lr", FLOAT, "", "peak learning rate after the batch rule, at the reference width"),
+    _field(
+        "reference_width", INT, "", "the width at which lr holds; the width rule carries it on from there", null=True
+    ),
     _field("lr_base", FLOAT, "", "optim.lr of the study, at the reference batch size"),
     _field("optimizer", STR, "", "optimizer name"),
     _field("schedule", STR, "", "learning-rate schedule name"),

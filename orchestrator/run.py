@@ -31,6 +31,7 @@ from scalespec.orchestrator.terminal.progress import Follow, duration, say
 from scalespec.orchestrator.tracking import recorder as tracking
 from scalespec.orchestrator.version import code_version
 from scalespec.trainables.family import checkpoint_steps
+from scalespec.trainables.keys import AUTO
 from scalespec.trainables.probe import Speed
 from scalespec.trainables.spec import RunSpec
 
@@ -47,7 +48,7 @@ def run_study(
     """
     study = load_study(path, overrides)
     if storage is not None:
-        study = study.model_copy(update={"storage": storage})
+        study = replace(study, storage=storage)
     try:
         store = StudyStore(study_root(study.storage, study.name))
         _refuse_other_study(store, study)
@@ -151,7 +152,7 @@ class Stage:
 
 def with_room_for_spectra(study: Study, found: Machine) -> Machine:
     """With four CPUs or more and training on CPUs, one is kept for the spectral stage."""
-    workers = 1 if study.train.workers == "auto" else study.train.workers
+    workers = 1 if study.train.workers == AUTO else study.train.workers
     room = found.cpus >= 4 and found.cpus > workers * study.resources.cpus_per_worker
     spare = 1 if study.spectra.every == "checkpoint" and room and not found.gpus else 0
     return replace(found, cpus=found.cpus - spare, cpus_per_worker=study.resources.cpus_per_worker)

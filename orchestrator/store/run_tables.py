@@ -67,6 +67,7 @@ def runs_table(
             "data_fraction": float(spec.data_fraction),
             "seed": spec.seed,
             "batch_size": spec.optim.batch_size,
+            "reference_width": spec.optim.reference.width,
             "lr_base": spec.optim.lr,
             "optimizer": spec.optim.name,
             "schedule": spec.schedule.name,

@@ -13,6 +13,7 @@ from scalespec.orchestrator.study.file import Study
 from scalespec.orchestrator.study.grid import Grid, data_key
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.trainables.family import branch_of, checkpoint_steps, steps_of
+from scalespec.trainables.keys import AUTO
 from scalespec.trainables.probe import Speed, measure
 from scalespec.trainables.rules.flops import CONVENTION
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -165,7 +166,7 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     One worker each, as long as there are runs enough to fill the lanes. More only for a family that would take longer than
     its share of the whole study and is worth twenty start-ups: it alone would be left running at the end.
     """
-    if study.train.workers != "auto":
+    if study.train.workers != AUTO:
         return grid
     families = {members[0].family_key: members for members in _families(grid.runs)}
     seconds = {key: sum(_family_seconds(members, grid, speeds).values()) for key, members in families.items()}
