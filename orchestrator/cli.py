@@ -95,11 +95,12 @@ def _import_the_rest() -> None:
 def status(study_dir: StudyFolder, json_: AsJson = False) -> None:
     """Which runs are done, running, diverged, failed or missing, read from disk."""
     from scalespec.orchestrator import conclude
+    from scalespec.orchestrator.design import log
     from scalespec.orchestrator.store import run_tables
     from scalespec.orchestrator.terminal import views
 
-    loaded, store = conclude.open_study(study_dir)
-    found = run_tables.status_of(store, conclude.stored_specs(loaded, store))
+    _, store = conclude.open_study(study_dir)
+    found = run_tables.status_of(store, log.specs(log.read(store)))
     if json_:
         print(json.dumps(found, indent=1))
     else:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from scalespec.orchestrator.design.stages import Stages
 from scalespec.orchestrator.engine import cluster
 from scalespec.orchestrator.engine.probe import Probe, with_room_for_spectra
-from scalespec.orchestrator.store.folder import StudyStore, free_bytes, study_root
+from scalespec.orchestrator.store.files import study_root
+from scalespec.orchestrator.store.folder import StudyStore, free_bytes
 from scalespec.orchestrator.store.watch import results
 from scalespec.orchestrator.study import plan
 from scalespec.orchestrator.study.expand import Expander
-from scalespec.orchestrator.study.file import Study
 from scalespec.orchestrator.study.plan import Plan
+from scalespec.orchestrator.study.study import Study
 
 
 @dataclass(frozen=True)

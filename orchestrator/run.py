@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,26 +13,27 @@ from scalespec.orchestrator import conclude
 from scalespec.orchestrator.design import log
 from scalespec.orchestrator.design.ask import Ask, DesignError, Seen
 from scalespec.orchestrator.design.stages import Stages
-from scalespec.orchestrator.engine import cluster, jobs
-from scalespec.orchestrator.engine.board import wanted
-from scalespec.orchestrator.engine.lanes import Lanes, NoRoomError, Settings, check_room
-from scalespec.orchestrator.engine.probe import Probe, with_room_for_spectra
+from scalespec.orchestrator.engine import cluster
+from scalespec.orchestrator.engine.lanes import NoRoomError, check_room
+from scalespec.orchestrator.engine.probe import with_room_for_spectra
 from scalespec.orchestrator.engine.queue import News
+from scalespec.orchestrator.engine.work import Work
 from scalespec.orchestrator.errors import InputError
+from scalespec.orchestrator.spectra import stage
 from scalespec.orchestrator.spectra.follow import Follower
 from scalespec.orchestrator.states import Outcome
 from scalespec.orchestrator.store import run_tables
-from scalespec.orchestrator.store.folder import StorageError, StudyStore, check_writable, read_text, study_root
+from scalespec.orchestrator.store.files import StorageError, check_writable, study_root
+from scalespec.orchestrator.store.folder import StudyStore, read_text
 from scalespec.orchestrator.store.lease import Lease, LeaseError, lease
-from scalespec.orchestrator.store.watch import Watcher
-from scalespec.orchestrator.study import plan
+from scalespec.orchestrator.store.watch import Event, Watcher
 from scalespec.orchestrator.study.expand import Expander
-from scalespec.orchestrator.study.file import Study, load_study, parse_study, to_yaml
+from scalespec.orchestrator.study.file import load_study, parse_study, to_yaml
 from scalespec.orchestrator.study.plan import Plan
 from scalespec.orchestrator.study.resources import Machine
+from scalespec.orchestrator.study.study import Study
 from scalespec.orchestrator.terminal.progress import Progress, duration, say
 from scalespec.orchestrator.tracking import recorder as tracking
-from scalespec.orchestrator.version import code_version, fingerprint
 from scalespec.trainables.spec import RunSpec
 
 LOOK_S = 1.0
@@ -50,7 +52,7 @@ def run_study(
     """
     study = load_study(path, overrides)
     if storage is not None:
-        study = study.model_copy(update={"storage": storage})
+        study = dataclasses.replace(study, storage=storage)
     try:
         store = StudyStore(study_root(study.storage, study.name))
         _refuse_other_study(store, study)
@@ -60,7 +62,7 @@ def run_study(
             for workers in {spec.train.workers for spec in certain}:
                 check_room(workers, with_room_for_spectra(study, found))
             check_writable(store.root)
-            with lease(store) as held:
+            with lease(store, say) as held:
                 store.files.write("study.yaml", to_yaml(study).encode())
                 driver = Driver(study, points, store, held, found)
                 driver.train()
@@ -76,26 +78,24 @@ def _refuse_other_study(store: StudyStore, study: Study) -> None:
 
 
 class Driver:
-    """One study, from what is on disk to its last result."""
+    """One study, from what is on disk to its last result. Recorder, spectra, progress and design follow one watcher."""
 
     def __init__(self, study: Study, points: Expander, store: StudyStore, held: Lease, found: Machine) -> None:
-        self.study, self.points, self.store, self.held, self.found = study, points, store, held, found
-        self.machine = with_room_for_spectra(study, found)
+        self.study, self.store, self.held, self.found = study, store, held, found
         self.design = Stages(study, points)
         self.asks = log.retire(store, log.read(store), [stage.name for stage in study.stages])
-        self.probe, self.planned = Probe(study, self.machine), None
+        self.work = Work(study, points, store.root, held.session, found)
         self.watcher, self.progress = Watcher(store), Progress()
         self.results: dict[str, Mapping[str, Any]] = {}
+        """Of the runs asked for: results that stand."""
         self.problems: list[str] = []
-        self.lanes: Lanes | None = None
-        self.queued: set[str] = set()
+        self._news = True
+        """Whether something has come that the design has not seen."""
         target = tracking.target_of(store, study.tracking.uri)
         if target is None:
-            say(
-                "tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later"
-            )
+            say("tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later")  # fmt: skip
         self.recorder = tracking.Recorder(None if target is None else tracking.Tracker(store, target, study.name))
-        self.spectra = Follower(store, study.spectra)
+        self.spectra = Follower(store, study.spectra.every, study.spectra.profile, study.spectra.vectors)
 
     def train(self) -> None:
         """Asks, trains and looks until the design wants nothing more, or nothing more can come."""
@@ -104,37 +104,34 @@ class Driver:
                 while self._ask():
                     self._look()
         finally:
-            if self.lanes is not None:
-                self.lanes.finish()
-                self.problems += self.lanes.problems
+            self.problems += self.work.finish()
         self.store.files.delete(".ray")
-        if not self.queued:
+        if not self.work.begun:
             say(f"all {len(self.results)} runs are finished; nothing to train")
 
     def conclude(self) -> Outcome:
         """The spectra that are left, then tables, laws, report and MLflow."""
         self.spectra.rest(self.found.cpus)
         self.recorder.stop()
-        self.problems += self.spectra.problems
         return conclude.conclude(self.study, self.asks, self.store, self.recorder, self.problems)
-
-    # -- asking -------------------------------------------------------------------------------------------------------
 
     def _ask(self) -> bool:
         """Commits and queues what the design wants now. False when the study is over, one way or another."""
+        spectra = self.spectra.busy
+        idle = not self.work.last.work and not spectra
+        if not (self._news or idle):
+            return True
+        self._news = False
         try:
-            while (ask := self.design.ask(self._seen(), running=self.queued - set(self.results))).points:
+            while (ask := self.design.ask(self._seen(), running=self.work.queued - set(self.results))).points:
                 self._commit(ask)
+                idle = idle and not self.work.queued - set(self.results)
         except DesignError as error:
-            self.problems.append(str(error))
-            return bool(self.queued - set(self.results))
-        if ask.done:
-            return False
-        news = self.lanes.last if self.lanes is not None else None
-        if (news is None or not news.work) and not self.spectra.busy:
+            self.problems += [] if str(error) in self.problems else [str(error)]
+            return not idle
+        if idle and not ask.done:
             self.problems.append(ask.why)  # what it waits for was given up, or failed
-            return False
-        return True
+        return not (ask.done or idle)
 
     def _seen(self) -> Seen:
         return Seen(log.in_force(self.asks), self.results, self._tables)
@@ -143,85 +140,58 @@ class Driver:
         self.asks.append(log.commit(self.store, ask, self.asks, self.design.dependents(ask.stage)))
         self.recorder.expect(ask.points)
         self.spectra.expect(ask.points)
-        new = [spec.run_key for spec in ask.points if spec.run_key not in self.results]
-        self._take(self.watcher.begin(new), new)
-        todo = [spec for spec in ask.points if spec.run_key not in self.results and spec.run_key not in self.queued]
-        if todo:
-            self._queue(ask, todo)
-
-    def _queue(self, ask: Ask, todo: Sequence[RunSpec]) -> None:
-        """Plans these runs and hands them to the lanes."""
-        grid = self.points.grid(ask.points)
-        speeds = self.probe.speeds(grid, ask.points)
-        grid = plan.with_workers(self.study, grid, speeds, self.machine)
-        keys = {spec.run_key for spec in todo}
-        planned = plan.make_plan(
-            self.study, grid, [spec for spec in grid.runs if spec.run_key in keys], speeds, self.machine,
-            first=len(self.planned.units) if self.planned else 0,
-        )  # fmt: skip
-        self._announce(ask, planned, len(ask.points) - len(todo))
-        self.planned = planned if self.planned is None else self.planned.followed_by(planned)
-        self.store.write_json("plan.json", self.planned.to_json())
-        if self.lanes is None:
-            settings = Settings(
-                self.store.root, self.held.session, self.machine.cpus_per_worker, self.found.gpus > 0, code_version(), fingerprint()
-            )  # fmt: skip
-            self.lanes = Lanes(settings, self.machine)
-        self.lanes.add(jobs.with_jobs(planned.units, grid, log.specs(self.asks)))
-        self.queued |= keys
+        self._take(self.watcher.begin(s.run_key for s in ask.points if s.run_key not in self.results))
+        known = {*self.results, *self.work.queued}
+        if todo := [spec for spec in ask.points if spec.run_key not in known]:
+            planned = self.work.queue(ask, todo, log.specs(self.asks))
+            assert self.work.planned is not None
+            self.store.write_json("plan.json", self.work.planned.to_json())
+            self._announce(ask, planned, len(ask.points) - len(todo))
 
     def _announce(self, ask: Ask, planned: Plan, before: int) -> None:
         again = f", {before} finished before" if before else ""
-        stage = f"{planned.study}" if len(self.study.stages) == 1 and ask.round == 0 else f"{planned.study}, {ask.why}"
-        say(f"{stage}: {len(planned.runs)} runs{again}, on {planned.lanes} lanes, about {duration(planned.seconds)}")
+        stage = f" ({ask.why})" if self.study.design else ""
+        lanes = f"{len(planned.units)} units on {planned.lanes} lanes"
+        say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {lanes}, about {duration(planned.seconds)}")
         self.progress.expect({run.run_key: run.seconds for run in planned.runs}, planned.lanes)
-
-    # -- looking ------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Waits for news of the lanes and takes in what is on disk."""
-        if self.lanes is None:  # nothing to train, but spectra that a stage waits for
-            self.spectra.lend(self.found.cpus)
-            time.sleep(LOOK_S)
-            return
         if self.held.lost.is_set():
             raise LeaseError("another driver has taken over this study; this one stops")
-        news = self.lanes.news(LOOK_S)
-        self._take(self.watcher.look(_runs(news, self.watcher.sweep(SWEEP_S))), news.running)
-        room = {size: self.machine.lanes(size) for size in {*news.work, *self.lanes.alive()}}
-        self.lanes.adjust(wanted(news.work, self.lanes.alive(), room), news.waiting)
-        self.spectra.lend(self._free_cpus(news))
+        waiting = self.spectra.busy
+        news = self.work.news(LOOK_S)
+        if not self.work.begun:
+            time.sleep(LOOK_S)
+        self._take(self.watcher.look(_runs(news, sweep=self.watcher.due(SWEEP_S))))
+        self.spectra.lend(self.work.free_cpus())
+        self._news = self._news or (waiting and not self.spectra.busy)
         self.progress.show()
 
-    def _take(self, events: Iterable[Any], keys: Collection[str]) -> None:
-        """Events to everyone who listens."""
-        touched = {event.run_key for event in events}
-        for key in touched & set(keys) | touched:
-            result = self.watcher.results.get(key)
-            stands = result is not None and (
-                result.get("status") != "failed" or result.get("session") == self.held.session
-            )
-            if result is not None and stands and key not in self.results:
-                self.results[key] = result
-                self.progress.finished(key, result["status"] + (f" ({result['error']})" if result.get("error") else ""))
-        self.recorder.take(touched)
-        self.spectra.take(events)
-
-    def _free_cpus(self, news: News) -> int:
-        """CPUs that the spectral stage may take while training goes on: one of four or more, else those of lanes that wait."""
-        if self.found.cpus >= 4 or self.lanes is None:
-            return 1
-        held = sum(size * count for size, count in self.lanes.alive().items()) - sum(news.waiting.values())
-        return max(0, self.found.cpus - held * self.machine.cpus_per_worker)
+    def _take(self, events: Iterable[Event]) -> None:
+        """Events to everyone who follows."""
+        events = list(events)
+        steps: dict[str, int] = {}
+        for key in (event.run_key for event in events if event.what == "result"):
+            result = self.watcher.results[key]
+            if result.get("status") != "failed" or result.get("session") == self.held.session:
+                self.results[key], steps[key], self._news = result, int(result.get("steps") or 0), True
+                said = f" ({result['error']})" if result.get("error") else ""
+                self.progress.finished(key, f"{result['status']}{said}")
+        self.recorder.take({event.run_key for event in events})
+        self.spectra.take(events, steps)
 
     def _tables(self, points: Sequence[RunSpec], needs: Collection[str]) -> Mapping[str, pd.DataFrame] | None:
         """The named tables of these runs; None while their spectra are being computed."""
         if "spectra_summary" in needs and self.spectra.missing(points):
             return None
-        return run_tables.frames(self.store, points, needs)
+        made: dict[str, pd.DataFrame] = run_tables.frames(self.store, points, needs)
+        if "spectra_summary" in needs:
+            made["spectra_summary"] = stage.summary_of(self.store, [spec.run_key for spec in points])
+        return made
 
 
-def _runs(news: News, sweep: bool) -> list[str]:
+def _runs(news: News, *, sweep: bool) -> list[str]:
     """The runs to look at: those of which something was told, now and then all that are in a lane."""
     told = {folder.removeprefix("runs/") for _, folder, _ in news.hints if folder.startswith("runs/")}
     return sorted(told | set(news.running) if sweep else told)

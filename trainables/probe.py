@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scalespec.trainables.checkpoints import LocalFiles, RunFolder
+from scalespec.trainables.checkpoints import RunFolder
 from scalespec.trainables.errors import DivergedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.family import run_schedule
+from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.group import Group
 from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.spec import RunSpec, ScheduleConfig

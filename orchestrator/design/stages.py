@@ -10,7 +10,9 @@ from scalespec.analysis.readings import READINGS, ReadingError, ReadingValue
 from scalespec.orchestrator.design import grid
 from scalespec.orchestrator.design.ask import Ask, DesignError, Seen, digest, fingerprint
 from scalespec.orchestrator.design.tune import Cell, Tuning
-from scalespec.orchestrator.study.file import Stage, Study, definition, stage_study
+from scalespec.orchestrator.study.checks import plain as to_plain
+from scalespec.orchestrator.study.stages import Reading, Stage, definition
+from scalespec.orchestrator.study.study import Study, stage_study
 from scalespec.trainables.spec import RunSpec
 
 Expand = Callable[[Study], Sequence[RunSpec]]
@@ -92,7 +94,7 @@ class Stages:
             return _with_reads(ask, values, [s.run_key for read in stage.readings for s in _last(seen, read.of)])
         return ask
 
-    def _read(self, name: str, read: Any, seen: Seen) -> ReadingValue | None:
+    def _read(self, name: str, read: Reading, seen: Seen) -> ReadingValue | None:
         points, reading = _last(seen, read.of), READINGS[read.reading]
         if failed := seen.failed(points):
             raise DesignError(
@@ -103,13 +105,14 @@ class Stages:
         if frames is None:
             return None
         try:
-            return reading.function(frames).times(read.times)
+            found = reading(frames)
         except ReadingError as error:
             raise DesignError(f"stage {name} reads {read.reading} of {read.of}: {error}") from error
+        return replace(found, value=float(f"{found.value * read.times:.3g}"))
 
     def _points(self, plain: Study) -> tuple[RunSpec, ...]:
         """The runs of one grid; a design is asked after every finished run, so they are kept."""
-        key = digest(plain.model_dump(mode="json"))
+        key = digest(to_plain(plain))
         if key not in self._expanded:
             self._expanded[key] = tuple(self.expand(plain))
         return self._expanded[key]
@@ -126,14 +129,14 @@ class Stages:
         def points(cell: Cell, rates: Sequence[float]) -> Sequence[RunSpec]:
             where = {axis: [value] for axis, value in zip(axes, cell, strict=True)}
             probes = {**where, "data_fraction": tune.data_fraction, "seed": tune.seed, tune.key: list(rates)}
-            return self._points(plain.model_copy(update={"grid": probes}))
+            return self._points(replace(plain, grid=probes))
 
         def final(winners: Mapping[Cell, float]) -> Sequence[RunSpec]:
             rest = {axis: values for axis, values in plain.grid.items() if axis in ("seed", "data_fraction")}
             out: list[RunSpec] = []
             for cell, rate in winners.items():
                 where = {axis: [value] for axis, value in zip(axes, cell, strict=True)}
-                chosen = plain.with_value(tune.key, rate).model_copy(update={"grid": {**where, **rest}})
+                chosen = replace(plain.with_value(tune.key, rate), grid={**where, **rest})
                 out += self._points(chosen)
             return out
 

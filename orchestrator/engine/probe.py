@@ -8,9 +8,11 @@ from typing import Any
 
 from scalespec.orchestrator.engine import cluster
 from scalespec.orchestrator.study import grid, plan
-from scalespec.orchestrator.study.file import Study, parse_study, to_yaml
+from scalespec.orchestrator.study.file import parse_study, to_yaml
 from scalespec.orchestrator.study.grid import Grid
 from scalespec.orchestrator.study.resources import Machine
+from scalespec.orchestrator.study.study import Study
+from scalespec.trainables.keys import AUTO
 from scalespec.trainables.probe import Speed
 from scalespec.trainables.spec import RunSpec
 
@@ -46,7 +48,7 @@ def _probe_there(text: str, threads: int) -> Speeds:
 
 def with_room_for_spectra(study: Study, found: Machine) -> Machine:
     """With four CPUs or more and training on CPUs, one is kept for the spectral stage."""
-    workers = 1 if study.train.workers == "auto" else study.train.workers
+    workers = 1 if study.train.workers == AUTO else study.train.workers
     room = found.cpus >= 4 and found.cpus > workers * study.resources.cpus_per_worker
     spare = 1 if study.spectra.every == "checkpoint" and room and not found.gpus else 0
     return replace(found, cpus=found.cpus - spare, cpus_per_worker=study.resources.cpus_per_worker)

@@ -24,8 +24,8 @@ from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.family import FamilySchedule
 from scalespec.trainables.group import Group
-from scalespec.trainables.io import State
 from scalespec.trainables.history import LAST_WORDS, attempt_folder
+from scalespec.trainables.io import State
 from scalespec.trainables.loop import Trainer
 from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.rules import flops

@@ -38,6 +38,7 @@ from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import Study, to_yaml
 from scalespec.orchestrator.terminal.progress import duration
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.keys import keys_of
 from scalespec.trainables.task import task_class
 
 FOLDER = "report"
@@ -179,7 +180,9 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
     ]
     options = ", ".join(f"{key} = {value}" for key, value in study.task.items() if key != "name")
     data = ", ".join(
-        f"{key} = {value}" for key, value in study.data.model_dump().items() if value is not None and key != "path"
+        f"{key} = {value}"
+        for key in (found.name for found in keys_of(type(study.data)).values() if found.axis)
+        if (value := getattr(study.data, key)) is not None
     )
     optim = study.optim
     out = [

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 
 from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.spectra import weights
@@ -58,6 +60,11 @@ class Reference:
     """run_key, step, samples."""
 
     @property
+    def keys(self) -> list[Key]:
+        """What its rows will be found under."""
+        return [(run_key, step, self.layer) for run_key, step, _ in self.owners]
+
+    @property
     def cost(self) -> float:
         others = (self.init is not None) + (self.previous is not None)
         return spectral.cost(self.shape, self.kind, decompositions=2 + others)
@@ -72,9 +79,11 @@ class Request:
     vectors: bool
 
 
-def references(store: StudyStore, checkpoints: pa.Table, every: str, done: set[Key]) -> list[Reference]:
-    """What is still to be computed of a study's checkpoints. `every`: checkpoint | last."""
-    rows = sorted(checkpoints.to_pylist(), key=lambda row: (row["run_key"], row["step"]))
+def references(
+    store: StudyStore, checkpoints: Iterable[Mapping[str, Any]], every: str, done: set[Key]
+) -> list[Reference]:
+    """What is still to be computed of these rows of the checkpoints table. `every`: checkpoint | last."""
+    rows = sorted((dict(row) for row in checkpoints), key=lambda row: (row["run_key"], row["step"]))
     by_run: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_run.setdefault(row["run_key"], []).append(row)
@@ -213,8 +222,11 @@ def stored(store: StudyStore) -> pa.Table:
     return table.take(pa.array(sorted(last.values())))
 
 
-def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int) -> int:
-    """Computes `refs` with Ray Data on `cpus` CPUs and commits the rows as they come. Returns the number of rows."""
+def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
+    """Computes `refs` with Ray Data on `cpus` CPUs and commits the rows as they come. Returns the number of rows.
+
+    `lent`: the CPUs belong to lanes that wait, so the tasks ask Ray for none and only their number is bounded.
+    """
     if not refs:
         return 0
     import ray.data
@@ -233,7 +245,8 @@ def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cp
         _analyse_batch,
         fn_kwargs={"request": asdict(request)},
         batch_size=1,
-        num_cpus=1,
+        num_cpus=0 if lent else 1,
+        compute=ray.data.TaskPoolStrategy(size=cpus),  # resource limits do not bound tasks without CPUs
         memory=memory,
         zero_copy_batch=True,
     )
@@ -264,6 +277,13 @@ def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
         data = parquet_bytes(pa.concat_tables(parts))
         name = f"{time.time_ns()}-{hashlib.sha256(data).hexdigest()[:8]}"
         store.files.write(f"spectra/part-{name}.parquet", data)
+
+
+def summary_of(store: StudyStore, run_keys: Sequence[str]) -> pd.DataFrame:
+    """The summaries of these runs, from what is computed so far."""
+    rows = stored(store)
+    mine = rows.filter(pa.compute.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
+    return tables.to_pandas(summary_table(mine))
 
 
 def summary_table(spectra: pa.Table) -> pa.Table:

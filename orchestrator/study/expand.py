@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scalespec.orchestrator.study import grid
-from scalespec.orchestrator.study.file import Study
 from scalespec.orchestrator.study.grid import Grid
+from scalespec.orchestrator.study.study import Study
 from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.spec import RunSpec
 

@@ -14,6 +14,7 @@ from scalespec.orchestrator.study.grid import Grid, data_key
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 from scalespec.trainables.family import FamilySchedule, RunSchedule, family_schedule
+from scalespec.trainables.keys import AUTO
 from scalespec.trainables.probe import Speed, measure
 from scalespec.trainables.rules.flops import CONVENTION
 from scalespec.trainables.rules.scaling import scaled_optim
@@ -124,7 +125,13 @@ def speed_key(spec: RunSpec) -> tuple[Any, ...]:
 
 
 def make_plan(
-    study: Study, grid: Grid, runs: Sequence[RunSpec], speeds: Mapping[tuple[Any, ...], Speed], machine: Machine, *, first: int = 0
+    study: Study,
+    grid: Grid,
+    runs: Sequence[RunSpec],
+    speeds: Mapping[tuple[Any, ...], Speed],
+    machine: Machine,
+    *,
+    first: int = 0,
 ) -> Plan:
     """What `runs` (those still to be trained) take, their units numbered from `first`. A pure function of the speeds."""
     families = schedules(grid)
@@ -215,7 +222,7 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     One worker each, as long as there are runs enough to fill the lanes. More only for a family that would take longer than
     its share of the whole study and is worth twenty start-ups: it alone would be left running at the end.
     """
-    if study.train.workers != "auto":
+    if study.train.workers != AUTO:
         return grid
     families = grid.families()
     found = schedules(grid)

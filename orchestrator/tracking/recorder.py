@@ -24,8 +24,9 @@ import psutil
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.version import git_commit
+from scalespec.trainables.keys import keys_of
 from scalespec.trainables.rules.scaling import scaled_optim
-from scalespec.trainables.spec import RunSpec
+from scalespec.trainables.spec import SECTIONS, RunSpec
 
 log = logging.getLogger("scalespec.tracking")
 
@@ -282,10 +283,20 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
     scaled = scaled_optim(spec.optim)
     out: dict[str, Any] = {"task": spec.task, **axes_of(spec), **dict(spec.options), "family_key": spec.family_key}
     out |= {"lr": scaled.lr, "lr_base": spec.optim.lr, "betas": scaled.betas, "eps": scaled.eps}
-    out |= {f"optim.{key}": getattr(spec.optim, key) for key in ("name", "batch_size", "weight_decay", "grad_clip")}
-    out |= {f"optim.{key}": getattr(spec.optim, key) for key in ("width_rule", "batch_rule")}
-    out |= {f"schedule.{key}": getattr(spec.schedule, key) for key in ("name", "warmup", "cooldown")}
-    out |= {"epochs": spec.train.epochs, "precision": spec.train.precision, "data_identity": spec.data_identity}
+    for name in SECTIONS:
+        out |= _told(name, getattr(spec, name))
+    return out | {"data_identity": spec.data_identity}
+
+
+def _told(name: str, config: Any) -> dict[str, Any]:
+    """The keys of a section that can change a run's numbers, dotted."""
+    out: dict[str, Any] = {}
+    for key in keys_of(type(config)).values():
+        value = getattr(config, key.name)
+        if key.is_section:
+            out |= _told(f"{name}.{key.name}", value)
+        elif key.hashed or key.axis:
+            out[f"{name}.{key.name}"] = value
     return out
 
 

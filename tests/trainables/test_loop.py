@@ -13,10 +13,9 @@ import torch.multiprocessing as mp
 
 from scalespec.trainables.checkpoints import RunFolder, local_run, read_committed
 from scalespec.trainables.errors import DataChangedError
-from scalespec.trainables.family import checkpoint_steps
+from scalespec.trainables.family import checkpoint_steps, family_schedule, is_logged
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import WEIGHTS
-from scalespec.trainables.family import checkpoint_steps, family_schedule, is_logged
 from scalespec.trainables.loop import Trainer
 from scalespec.trainables.spec import RunSpec
 from studies import toy_grid

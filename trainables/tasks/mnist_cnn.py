@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalespec.trainables.data import images
-from scalespec.trainables.errors import TaskError
+from scalespec.trainables.keys import key
 from scalespec.trainables.rules.dropout import Dropout
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
@@ -27,8 +27,9 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 class Options:
     """Options of the CNN."""
 
-    dropout: float = 0.0
-    """Share of the features zeroed before the linear layer while training."""
+    dropout: float = key(
+        "Share of the features zeroed before the linear layer while training.", default=0.0, born=0.0, least=0, below=1
+    )
 
 
 class Cnn(nn.Module):
@@ -60,8 +61,6 @@ class MnistCnn:
     UNIT: ClassVar[str] = "images"
 
     def __init__(self, options: Any) -> None:
-        if not 0 <= options.dropout < 1:
-            raise TaskError(f"task mnist_cnn: option dropout must lie in [0, 1), not {options.dropout}")
         self.options: Options = options
 
     @staticmethod

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalespec.orchestrator.errors import InputError
-from scalespec.orchestrator.study.file import fraction, load_study, number, parse_study, to_yaml
+from scalespec.orchestrator.study.file import load_study, parse_study, to_yaml
+from scalespec.orchestrator.study.numbers import fraction, number
 from studies import toy, toy_yaml
 
 GOOD = toy_yaml()
@@ -70,7 +71,7 @@ def test_complaints_name_line_and_key():
     at = next(i for i, line in enumerate(lines, 1) if line.strip().startswith("lr:"))
     assert (
         complaint(GOOD.replace("lr: 0.01", "lr: .nan"))
-        == f"study.yaml:{at}: optim.lr: Input should be a finite number, not nan"
+        == f"study.yaml:{at}: optim.lr: must be a finite number, not nan"
     )
     assert complaint(GOOD.replace("  lr:", "  lrr:")).startswith(
         f"study.yaml:{at}: optim.lrr: unknown key; did you mean lr?"
@@ -87,7 +88,10 @@ def test_complaints_name_line_and_key():
         ("a: &x [1]\nb: [*x, *x]", "anchors"),
         (GOOD + "\nname: again\n", "given twice"),
         (GOOD.replace("name: toy\n", "name: ../escape\n"), "name"),
-        (GOOD.replace("batch_size: 16\n", "batch_size: 0\n"), "greater than or equal to 1"),
+        (
+            GOOD.replace("batch_size: 16\n", "batch_size: 0\n"),
+            "batch_size: must be a whole number of at least 1, not 0",
+        ),
         (GOOD.replace("  limit: 2048", "  limit: many"), "not a number"),
         (GOOD.replace("name: toy\n", "name: !!python/object/apply:os.system [echo]\n"), "is not allowed"),
         (GOOD.replace("name: toy\n", "name: !!python/name:os.system x\n"), "could not determine a constructor"),

@@ -63,7 +63,7 @@ def test_automatic_precision_follows_the_device():
     [
         ({"grid": {"width": [8, 8.2]}}, "grid.width: 8 occurs more than once after rounding"),
         ({"grid": {"data_fraction": ["1/2", 0.5]}}, "grid.data_fraction: 1/2 occurs more than once"),
-        ({"grid": {"data_fraction": [2]}}, "(0, 1]"),
+        ({"grid": {"data_fraction": [2]}}, "grid.data_fraction: must be a fraction above 0 and at most 1, not 2"),
         ({"grid": {"data_fraction": ["1/1000"]}}, "less than one batch"),
         ({"grid": {"seed": [-1]}}, "grid.seed"),
         ({"grid": {"seed": []}}, "has no values"),
@@ -72,7 +72,7 @@ def test_automatic_precision_follows_the_device():
         ({"grid": {"optim.lr": ["x"]}}, "lr"),
         ({"grid": {"seed": list(range(1000)), "width": list(range(1, 101)), "dropout": [0.0, 0.1]}}, "at most 100,000"),
         ({"task": {"name": "toy_task:Toy", "depth": 3}}, "no option 'depth'"),
-        ({"task": {"name": "toy_task:Toy", "dropout": "much"}}, "dropout must be a float"),
+        ({"task": {"name": "toy_task:Toy", "dropout": "much"}}, "option dropout must be a number; 'much' is not"),
         ({"task": {"name": "no_such_module:Toy"}}, "cannot import no_such_module"),
         ({"task": {"name": "toy_task:Missing"}}, "has no Missing"),
         ({"task": {"name": "cnn"}}, "not built in"),
