@@ -152,7 +152,7 @@ def fit(
         typer.Option(help="column: runs with one value share noise and are resampled together", metavar="COL"),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="chinchilla, kaplan, power, data-constrained or isoflop", metavar="FORM")
+        str, typer.Option(help="the law's form: chinchilla, power, isoflop …; any other word lists all", metavar="FORM")
     ] = "chinchilla",
     delta: Annotated[float | None, typer.Option(help="Huber threshold on log loss; default: measured or 1e-3")] = None,
     drop_highest: Annotated[int, typer.Option(help="leave out the K highest losses", metavar="K", min=0)] = 0,
@@ -180,7 +180,7 @@ def fit(
     if out is not None:
         verb.write(law, out)
     if plot is not None:
-        verb.draw(law, data, columns, plot, form, unit)
+        verb.draw(law, data, columns, plot, unit)
     if json_:
         print(json.dumps(law.to_json(), indent=1))
     else:
