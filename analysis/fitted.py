@@ -106,6 +106,8 @@ class FittedLaw(Law):
     def _at(self, **given: Any) -> list[Any]:
         form = form_of_law(self)
         known = {name: np.asarray(value, dtype=np.float64) for name, value in given.items() if value is not None}
+        if form.loss is None:
+            raise ValueError(f"law {self.id}: the form {form.name} is no law of the loss: {form.equation}")
         wanted = form.variables
         if form.one_variable:
             wanted = tuple(name for name in wanted if getattr(self, f"{name}_column") is not None)

@@ -22,6 +22,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        import scalespec
+
+        print(f"scalespec {scalespec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Plan, run and read neural scaling-law studies."""
+
+
 StudyFile = Annotated[str, typer.Argument(help="the study's YAML file", metavar="STUDY")]
 StudyFolder = Annotated[str, typer.Argument(help="the study folder, STORAGE/STUDY", metavar="STUDY_DIR")]
 Overrides = Annotated[

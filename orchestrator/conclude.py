@@ -9,12 +9,13 @@ import pyarrow as pa
 
 from scalespec.analysis import laws as scaling_laws
 from scalespec.analysis import tables
+from scalespec.analysis.laws import stored
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.report import page
 from scalespec.orchestrator.spectra import stage
 from scalespec.orchestrator.states import Outcome
 from scalespec.orchestrator.store import run_tables
-from scalespec.orchestrator.store.folder import StudyStore, read_text
+from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes, read_text
 from scalespec.orchestrator.study import grid
 from scalespec.orchestrator.study.file import Study, parse_study
 from scalespec.orchestrator.tracking import recorder as tracking
@@ -28,7 +29,8 @@ def conclude(
     ids = recorder.run_ids or (store.read_json("mlflow.json") or {}).get("runs", {})
     made = write_tables(study, specs, store, ids)
     laws = fit_laws(made["runs"], made["curves"])
-    store.write_json("laws.json", [law.to_json() for law in laws])
+    store.files.write(tables.EVIDENCE_FILE, parquet_bytes(stored.evidence_table(laws)))
+    store.write_json("laws.json", [law.to_json() for law in laws])  # last: the draws name the laws that they belong to
     if study.report:
         page.write(study, store, made, laws)
     states = {spec.run_key: "missing" for spec in specs}

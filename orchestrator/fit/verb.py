@@ -81,7 +81,7 @@ def check_columns(columns: Columns, form: str, prefix: str = "--") -> None:
 
 
 def third(out: pd.DataFrame) -> str:
-    """Adds the missing one of n, d, c, in place; what was done, in words."""
+    """Adds the missing one of n, d, c to a table of the others, in place; what was done, in words."""
     if "d" not in out:
         out["d"] = out["c"] / (6 * out["n"])
         return "D = C / 6N"
@@ -91,7 +91,7 @@ def third(out: pd.DataFrame) -> str:
     if "c" not in out:
         out["c"] = 6 * out["n"] * out["d"]
         return "C = 6ND"
-    ratio = float(np.median(out["c"] / (6 * out["n"] * out["d"])))
+    ratio = float("nan") if out.empty else float(np.median(out["c"] / (6 * out["n"] * out["d"])))
     said = f"N, D and C as given, C = {ratio:.3g} × 6ND"
     if not PLAUSIBLE[0] < ratio < PLAUSIBLE[1]:
         said += (
@@ -111,12 +111,20 @@ def form_of(name: str, prefix: str = "--") -> Form:
         raise InputError(f"{prefix}form {error}") from None
 
 
-def certify(data: pd.DataFrame, *, form: str = "chinchilla", delta: float | None = None, resamples: int = 400) -> Law:
-    """The fit of `points`' table."""
-    asked = form_of(form)
+def certify(
+    data: pd.DataFrame,
+    *,
+    form: str = "chinchilla",
+    delta: float | None = None,
+    resamples: int = 400,
+    prefix: str = "--",
+    **more: Any,
+) -> Law:
+    """The fit of `points`' table; `more` are further options of `analysis.laws.fitting.fit`."""
+    asked = form_of(form, prefix)
     if delta is not None and not asked.huber:
-        raise InputError(f"--delta: the form {form} has no Huber threshold")
-    options: dict[str, Any] = {"resamples": resamples, "keys": [str(at) for at in data.index]}
+        raise InputError(f"{prefix}delta: the form {form} has no Huber threshold")
+    options: dict[str, Any] = {"resamples": resamples, "keys": [str(at) for at in data.index], **more}
     if delta is not None:
         options["delta"] = delta
     if "family" in data:
