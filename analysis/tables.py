@@ -312,6 +312,25 @@ LAWS = _schema(
     _field("status", STR, "", "space-separated subset of: " + " ".join(FIT_STATUSES)),
 )
 
+EVIDENCE_FILE = "laws.parquet"
+"""Beside laws.json: what the intervals of the laws are made of."""
+
+LAW_EVIDENCE = _schema(
+    _field("id", STR, "", "the law, as in laws.json"),
+    _field(
+        "kind",
+        STR,
+        "",
+        "draw: a parameter in a bootstrap draw; residual: ln(observed) − ln(fitted) of a used point; influence: change of a"
+        " parameter without that point; column: a variable or the loss of a used point; widening: by how much intervals are"
+        " wider than the percentiles of the draws",
+    ),
+    _field("name", STR, "", "the parameter, or the variable; empty for residual and widening"),
+    _field("at", INT, "", "number of the draw or of the point, from 0"),
+    _field("key", STR, "", "name of the point: a run_key, or a budget", null=True),
+    _field("value", FLOAT, "", "NaN where a draw has none"),
+)
+
 TABLES: Mapping[str, pa.Schema] = {
     "runs": RUNS,
     "curves": CURVES,

@@ -23,6 +23,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        import scalespec
+
+        print(f"scalespec {scalespec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Plan, run and read neural scaling-law studies."""
+
+
 StudyFile = Annotated[str, typer.Argument(help="the study's YAML file", metavar="STUDY")]
 StudyFolder = Annotated[str, typer.Argument(help="the study folder, STORAGE/STUDY", metavar="STUDY_DIR")]
 Overrides = Annotated[
@@ -147,7 +165,7 @@ def fit(
         typer.Option(help="column: runs with one value share noise and are resampled together", metavar="COL"),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="chinchilla, kaplan, power, data-constrained or isoflop", metavar="FORM")
+        str, typer.Option(help="the law's form: chinchilla, power, isoflop …; any other word lists all", metavar="FORM")
     ] = "chinchilla",
     delta: Annotated[float | None, typer.Option(help="Huber threshold on log loss; default: measured or 1e-3")] = None,
     drop_highest: Annotated[int, typer.Option(help="leave out the K highest losses", metavar="K", min=0)] = 0,
@@ -175,7 +193,7 @@ def fit(
     if out is not None:
         verb.write(law, out)
     if plot is not None:
-        verb.draw(law, data, columns, plot, form, unit)
+        verb.draw(law, data, columns, plot, unit)
     if json_:
         print(json.dumps(law.to_json(), indent=1))
     else:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from scalespec.analysis import laws as scaling_laws
 from scalespec.analysis import tables
+from scalespec.analysis.laws import stored
 from scalespec.orchestrator.design import log as ask_log
 from scalespec.orchestrator.design.ask import Decided
 from scalespec.orchestrator.errors import InputError
@@ -17,7 +18,7 @@ from scalespec.orchestrator.report import page
 from scalespec.orchestrator.spectra import stage
 from scalespec.orchestrator.states import Outcome
 from scalespec.orchestrator.store import run_tables, watch
-from scalespec.orchestrator.store.folder import StudyStore, read_text
+from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes, read_text
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.study.study import Study
 from scalespec.orchestrator.tracking import recorder as tracking
@@ -38,7 +39,8 @@ def conclude(
     made = write_tables(study, asks, store, ids)
     laws = fit_laws(made["runs"], made["curves"])
     entries = [law.to_json() for law in laws]
-    store.write_json("laws.json", entries)
+    store.files.write(tables.EVIDENCE_FILE, parquet_bytes(stored.evidence_table(laws)))
+    store.write_json("laws.json", entries)  # last: the draws name the laws that they belong to
     if study.report:
         try:
             page.write(study, store, made, laws)

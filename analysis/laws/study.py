@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scalespec.analysis.laws import frontier, learning_rate
+from scalespec.analysis.laws.chinchilla import fit_chinchilla
+from scalespec.analysis.laws.frontier_law import fit_frontier
 from scalespec.analysis.laws.law import Exclusion, Law
-from scalespec.analysis.laws.parametric import fit_chinchilla
 from scalespec.analysis.laws.power import fit_power
 
 AXES_OF_A_GRID = ("width", "data_fraction", "seed")
@@ -39,7 +40,7 @@ def study_laws(
     if missing := sorted(needed - set(runs.columns)):
         raise ValueError(f"runs: columns {', '.join(missing)} are missing; pass the table runs.parquet of a study")
     laws: list[Law] = []
-    for suffix, part in _combinations(runs):
+    for suffix, part in combinations(runs):
         laws += [
             replace(law, id=law.id + suffix)
             for law in _grid_laws(part, target=target, resamples=resamples, seed=seed, level=level)
@@ -79,7 +80,8 @@ def extra_axes(runs: pd.DataFrame) -> list[str]:
     return [name for name in (*own, *RECIPE) if name in columns and len(runs[name].unique()) > 1]
 
 
-def _combinations(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def combinations(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(suffix of the laws' ids, runs) of every combination of the further axes."""
     axes = extra_axes(runs)
     if not axes:
         return [("", runs)]
@@ -149,7 +151,7 @@ class _Table:
         )
 
     def frontier(self) -> tuple[Law, Law]:
-        return frontier.fit_frontier(self.n, self.c, self.loss, families=self.families, keys=self.keys, **self.options)
+        return fit_frontier(self.n, self.c, self.loss, families=self.families, keys=self.keys, **self.options)
 
     def with_accuracy(self, law: Law) -> Law:
         """The frontier with the accuracy read along it, through ln(1 − accuracy): accuracy itself saturates."""

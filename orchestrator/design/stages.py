@@ -105,10 +105,9 @@ class Stages:
         if frames is None:
             return None
         try:
-            found = reading(frames)
+            return reading.function(frames).times(read.times)
         except ReadingError as error:
             raise DesignError(f"stage {name} reads {read.reading} of {read.of}: {error}") from error
-        return replace(found, value=float(f"{found.value * read.times:.3g}"))
 
     def _points(self, plain: Study) -> tuple[RunSpec, ...]:
         """The runs of one grid; a design is asked after every finished run, so they are kept."""
@@ -127,7 +126,7 @@ class Stages:
             cells.setdefault(tuple(_axis_value(spec, axis) for axis in axes), []).append(spec)
 
         def points(cell: Cell, rates: Sequence[float]) -> Sequence[RunSpec]:
-            where = {axis: [value] for axis, value in zip(axes, cell, strict=True)}
+            where: dict[str, Any] = {axis: [value] for axis, value in zip(axes, cell, strict=True)}
             probes = {**where, "data_fraction": tune.data_fraction, "seed": tune.seed, tune.key: list(rates)}
             return self._points(replace(plain, grid=probes))
 

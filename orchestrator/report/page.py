@@ -16,6 +16,7 @@ import pyarrow as pa
 from scalespec.analysis import tables
 from scalespec.analysis.laws import Law, sensitivity, verdict
 from scalespec.analysis.laws.effective_params import StudyReading, read_study
+from scalespec.analysis.laws.registry import form_of_law
 from scalespec.analysis.laws.study import usable
 from scalespec.analysis.plots.study import fraction
 from scalespec.analysis.spectral.over_time import loss_correlation
@@ -55,9 +56,6 @@ SUMMARIES = (
     "mean_log_spectral_norm",
     "mean_stable_rank",
 )
-CARDS = (("alpha", "α", "the loss falls with size as N^−α"), ("beta", "β", "the loss falls with data as D^−β"),
-         ("E", "E", "the floor of the loss"), ("a", "a", "the best size grows as C^a where C = 6ND"))  # fmt: skip
-NAMES = {"chinchilla": "Law for L(N, D)", "n_opt": "Best size for a compute budget"}
 DRAWS = 200
 """Resamples for what stands beside the laws: other conventions, and the correlation of spectra with the loss."""
 
@@ -224,18 +222,22 @@ def _cards(part: Part) -> list[tuple[str, str, str, str]]:
     law = part.law("chinchilla")
     if law is None:
         return []
-    out = []
-    for name, symbol, meaning in CARDS:
-        p = law.params[name]
+    out, form = [], form_of_law(law)
+    for name in form.cards:
+        p, said = law.params[name], form.parameters[name]
         interval = "no interval" if p.lo is None or p.hi is None else f"{p.lo:#.3g} to {p.hi:#.3g}"
-        out.append((symbol, f"{p.value:#.3g}", interval, meaning))
+        out.append((said.symbol, f"{p.value:#.3g}", interval, said.meaning))
     return out
 
 
 def _verdict(part: Part) -> list[tuple[str, bool, str, str]]:
     """(law, clean, statuses, paragraph) of the laws that answer the study's question."""
-    shown = [law for law in part.laws if law.form in NAMES]
-    return [(NAMES[law.form], law.clean, _statuses(law), verdict(law)) for law in shown]
+    shown = [(form_of_law(law), law) for law in part.laws]
+    return [
+        (form.title, law.clean, _statuses(law), verdict(law))
+        for form, law in shown
+        if form.of_size_and_data or (form.along_compute and form.loss is None)
+    ]
 
 
 def _statuses(law: Law) -> str:

@@ -118,6 +118,8 @@ def _ratio(text: str) -> float:
 
 def outcome(result: Outcome, again: str, *, tracking: bool = True) -> None:
     """States, laws with intervals, and where everything is."""
+    from scalespec.analysis.laws.registry import form_of_law
+
     tally = Counter(result.states.values())
     say(f"runs: {', '.join(f'{tally[state]} {state}' for state in MARKS if tally[state])}")
     for key, state in result.states.items():
@@ -126,7 +128,7 @@ def outcome(result: Outcome, again: str, *, tracking: bool = True) -> None:
     for problem in result.problems:
         say(f"problem: {problem}")
     for fitted in result.laws:
-        if fitted.form == "chinchilla":
+        if form_of_law(fitted).of_size_and_data:
             law(fitted, "")
     path = result.store.local_path or result.store.root
     files = result.store.files.names("report")
@@ -165,12 +167,14 @@ def law(fitted: Law, said: str) -> None:
 def best_sizes(fitted: Law) -> list[str]:
     """What a law of L(N, D) expects to be best for the largest budget of the table, and for ten times that."""
     from scalespec.analysis.laws import optimum
+    from scalespec.analysis.laws.form import Cost
+    from scalespec.analysis.laws.registry import form_of_law
     from scalespec.analysis.plots.axes import flop
 
-    if fitted.form != "chinchilla" or not fitted.params or fitted.evidence is None:
+    if not form_of_law(fitted).of_size_and_data or not fitted.params or fitted.evidence is None:
         return []
-    cost, columns = fitted.diagnostics, fitted.evidence.columns
-    spent = cost["cost_factor"] * columns["n"] ** cost["cost_n_exponent"] * columns["d"] ** cost["cost_d_exponent"]
+    cost, columns = Cost.of(fitted), fitted.evidence.columns
+    spent = cost.k * columns["n"] ** cost.s * columns["d"] ** cost.t
     lines = []
     for budget, where in ((float(spent.max()), "the largest budget"), (10 * float(spent.max()), "ten times that")):
         best = optimum(fitted, budget)
