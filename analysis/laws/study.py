@@ -96,14 +96,17 @@ def usable(runs: pd.DataFrame, target: str) -> tuple[pd.DataFrame, tuple[Exclusi
     """The runs that may enter a law, and the others with the reason."""
     loss = pd.to_numeric(runs[target], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     done = (runs["status"] == "done").to_numpy()
-    finite = np.isfinite(loss) & (loss > 0)
+    counts = {name: np.asarray(runs[name], dtype=np.float64) for name in (N, D, C)}
+    positive = {name: np.isfinite(values) & (values > 0) for name, values in {target: loss, **counts}.items()}
+    kept = done & np.logical_and.reduce(list(positive.values()))
     excluded = []
-    for i in np.flatnonzero(~(done & finite)):
+    for i in np.flatnonzero(~kept):
         row = runs.iloc[int(i)]
         error = row.get("error")
         why = f"{row['status']}: {error}" if isinstance(error, str) and error else str(row["status"])
-        excluded.append(Exclusion(str(row["run_key"]), why if not done[i] else f"{target} is not a positive number"))
-    return runs[done & finite], tuple(excluded)
+        bad = next((name for name, good in positive.items() if not good[i]), "")
+        excluded.append(Exclusion(str(row["run_key"]), f"{bad} is not a positive number" if done[i] else why))
+    return runs[kept], tuple(excluded)
 
 
 def _grid_laws(runs: pd.DataFrame, *, target: str, **options: Any) -> list[Law]:

@@ -95,12 +95,13 @@ def runs_by_size(axes: Axes, runs: pd.DataFrame, x: str, target: str, sizes: Seq
 
 
 def failed(axes: Axes, runs: pd.DataFrame, excluded: Sequence[Any], x: str) -> None:
-    """Runs without a usable loss, as hollow triangles on the upper frame at their own x."""
+    """Runs without a usable loss, as hollow triangles on the upper frame at their own x; at its left end those that never began."""
     keys = {e.key for e in excluded}
     left_out = runs[runs["run_key"].astype(str).isin(keys)]
     if len(left_out):
+        at = left_out[x].to_numpy(dtype=np.float64)
         axes.plot(
-            left_out[x].astype(float),
+            np.where(at > 0, at, axes.get_xlim()[0]),
             np.ones(len(left_out)),
             "^",
             transform=axes.get_xaxis_transform(),

@@ -69,11 +69,12 @@ def curves_of(runs: pd.DataFrame, curves: pd.DataFrame, metric: str = "val_loss"
     """The points that `curves_figure` draws: curve (a run_key), params_matmul, width, data_fraction, flops_train, samples, value, seeds.
 
     `runs` and `curves` have the columns of `analysis.tables`. A curve is a run, or with more than SINGLE runs the mean over the
-    finished seeds of a grid point where they share all steps. Points at step 0 have no place on a log axis.
+    finished seeds of a grid point where they share all steps. Points at step 0 and losses that are not positive have no place on log axes.
     """
     axes = extra_axes(runs)
     known = runs[["run_key", N, "width", "data_fraction", "seed", "status", *axes]]
     points = curves[(curves["metric"] == metric) & (curves["flops"] > 0) & np.isfinite(curves["value"])]
+    points = points[points["value"] > 0]
     points = points.rename(columns={"flops": C}).merge(known, on="run_key").sort_values(["run_key", C])
     most = max(2, min(POINTS, ALL_POINTS // max(1, points["run_key"].nunique())))
     out: list[pd.DataFrame] = []

@@ -137,14 +137,14 @@ def _runs_each(runs: pd.DataFrame) -> str:
         **{axis: ordered[axis].astype(str) for axis in axes},
         **_sizes(ordered),
         "steps": [f"{s:,}" for s in ordered["steps"]],
-        "lr": [f"{lr:.3g}" for lr in ordered["lr"]],
+        "lr": [_plain(lr, "{:.3g}") for lr in ordered["lr"]],
         "val_loss": [
             _with_error(loss, se) for loss, se in zip(ordered["val_loss"], ordered["val_loss_se"], strict=True)
         ],
     }
     if ordered["val_accuracy"].notna().any():
         columns["accuracy"] = [_plain(a, "{:.2%}") for a in ordered["val_accuracy"]]
-    columns["time"] = [f"{s:.0f} s" for s in ordered["duration_s"]]
+    columns["time"] = [_plain(s, "{:.0f} s") for s in ordered["duration_s"]]
     if ordered["cost_usd"].notna().any():
         columns["USD"] = [_plain(c, "{:.2f}") for c in ordered["cost_usd"]]
     columns["status"] = [f"{MARKS[state]} {state}" for state in ordered["status"]]
