@@ -18,6 +18,7 @@ from scalespec.analysis import tables
 from scalespec.analysis.results import Results, load
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study import file
+from scalespec.orchestrator.study.numbers import fraction
 
 if TYPE_CHECKING:
     from scalespec.orchestrator.study.plan import Plan
@@ -46,18 +47,13 @@ class Study:
     def plan(self, storage: str | None = None) -> Plan:
         """What `run` would do, from a short probe on this machine: `.runs`, `.seconds`, `.flops_train` …; writes nothing.
 
-        `.runs` has every run of the study, finished or not; time and packs are of those that have no result yet.
+        `.runs` has the runs that have no result yet; of a study in stages those that are certain, `.further_runs` bounds the rest.
         """
-        from scalespec.orchestrator import run
-        from scalespec.orchestrator.engine import cluster, worker
-        from scalespec.orchestrator.store.folder import StudyStore, study_root
-        from scalespec.orchestrator.study import grid
+        from scalespec.orchestrator.planning import plan_study
+        from scalespec.orchestrator.study import own_task
 
-        machine = cluster.this_machine()
-        points = grid.expand(self.spec, gpus=machine.gpus > 0)
-        store = StudyStore(study_root(storage or self.spec.storage, self.name))
-        todo = {one.run_key for one in points.runs if not worker.is_finished(store.run(one.run_key), "")}
-        return run.make_plan(self.spec, points, todo, run.with_room_for_spectra(self.spec, machine))[0]
+        own_task.admit(self.path, self.spec.task["name"])
+        return plan_study(self.spec, storage).plan
 
     def run(self, storage: str | None = None, *, address: str | None = None) -> Results:
         """The whole study to its report, on a private local Ray or that at `address`; what is finished is not done again.
@@ -83,11 +79,13 @@ def train(
     """
     import torch
 
-    from scalespec.orchestrator.study import grid
+    from scalespec.orchestrator.study import grid, own_task
     from scalespec.trainables.checkpoints import local_run
     from scalespec.trainables.loop import Trainer
 
-    loaded = study.spec if isinstance(study, Study) else file.load_study(study)
+    opened = study if isinstance(study, Study) else Study.load(study)
+    loaded = opened.spec
+    own_task.admit(opened.path, loaded.task["name"])
     points = grid.expand(loaded, gpus=torch.cuda.is_available())
     meant = [spec for spec in points.runs if all(_is(spec, name, value) for name, value in where.items())]
     told = f"{loaded.name}{''.join(f', {name}={value!r}' for name, value in where.items())}"
@@ -120,7 +118,7 @@ def _is(spec: RunSpec, name: str, value: Any) -> bool:
     known |= {axis.rpartition(".")[2]: one for axis, one in spec.axes.items()}
     if name not in known:
         raise InputError(f"train: {name} is no axis of {spec.study}; its axes are {', '.join(known)}")
-    return bool(known[name] == (file.fraction(value) if name == "data_fraction" else value))
+    return bool(known[name] == (fraction(value) if name == "data_fraction" else value))
 
 
 def spectra(*paths: str | os.PathLike[str], profile: str = "ww-0.7.7") -> pd.DataFrame:

@@ -27,6 +27,7 @@ from scalespec.orchestrator.store.files import StorageError, check_writable, stu
 from scalespec.orchestrator.store.folder import StudyStore, read_text
 from scalespec.orchestrator.store.lease import Lease, LeaseError, lease
 from scalespec.orchestrator.store.watch import Event, Watcher
+from scalespec.orchestrator.study import own_task
 from scalespec.orchestrator.study.expand import Expander
 from scalespec.orchestrator.study.file import load_study, parse_study, to_yaml
 from scalespec.orchestrator.study.plan import Plan
@@ -56,7 +57,8 @@ def run_study(
     try:
         store = StudyStore(study_root(study.storage, study.name))
         _refuse_other_study(store, study)
-        with cluster.connected(address) as found:
+        paths, _ = own_task.admit(path, study.task["name"])
+        with cluster.connected(address, paths) as found:
             points = Expander(gpus=found.gpus > 0)
             certain, _ = Stages(study, points).known()
             for workers in {spec.train.workers for spec in certain}:
