@@ -250,6 +250,14 @@ def ui(
 
 
 @app.command()
+def schema() -> None:
+    """The JSON Schema of the study file, for editors."""
+    from scalespec.orchestrator.study.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command()
 def doctor(study: Annotated[str | None, typer.Argument(help="a study to check for", metavar="[STUDY]")] = None) -> None:
     """Versions, storage, tracking, GPUs and free disk of this node; each failure with its remedy."""
     from scalespec.orchestrator.doctor import examine

@@ -127,7 +127,7 @@ class Key:
             return value if fits and (not self.pattern or re.fullmatch(self.pattern[0], value)) else None
         if not isinstance(value, int | float | Fraction):
             return None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"must be a finite number, not {value}")
         if self.kind is int:
             if value != int(value):
@@ -140,7 +140,10 @@ class Key:
             and (self.most is None or value <= self.most)
             and (self.below is None or value < self.below)
         )
-        return self.kind(value) if inside else None
+        try:
+            return self.kind(value) if inside else None
+        except OverflowError:
+            raise ValueError(f"must be a finite number, not {shown(value)}") from None
 
 
 def key(
@@ -234,9 +237,11 @@ def choices_of(cls: type, name: str) -> tuple[str, ...]:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: on one line, cut where it is long."""
+    """A value as a message shows it: as YAML writes it, on one line, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     try:
-        text = repr(value) if not isinstance(value, Fraction) else str(value)
+        text = str(value) if isinstance(value, Fraction) else repr(value)
     except ValueError:  # Python prints no integer beyond 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "…"

@@ -50,8 +50,8 @@ class DataConfig:
 class Reference:
     """The model and batch for which `optim.lr` was tuned; the rules scale from here."""
 
-    width: int = key("Width at which `optim.lr` holds.", least=1, most=2**24)
-    batch_size: int = key("Batch size at which `optim.lr` holds.", unit="examples", least=1)
+    width: int = key("Width at which `optim.lr` holds.", least=1, most=2**24, axis=False)
+    batch_size: int = key("Batch size at which `optim.lr` holds.", unit="examples", least=1, axis=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class ScheduleConfig:
 class TrainConfig:
     """How a run is executed. What changes no numbers is recorded and not hashed."""
 
-    epochs: int = key("Passes over the data.", default=1, born=1, least=1)
+    epochs: int = key("Passes over the data.", default=1, born=1, least=1, most=1_000_000)
     precision: str = key(
         "Of the forward pass: bf16 is autocast; auto: bf16 on GPUs, else fp32.",
         default=AUTO,

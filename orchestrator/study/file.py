@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ __all__ = ["Ladder", "Stage", "Study", "definition", "load_study", "parse_study"
 
 MAX_BYTES = 1 << 20
 """A study is a page of text; 430 bytes of YAML anchors can fill a memory, so size is capped and anchors are refused."""
+
+DEEPEST = 20
+"""Levels of nesting; PyYAML takes seconds for thousands."""
 
 PLAIN_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
 """YAML 1.1 reads 010 as eight and 1:30 as ninety: those are refused rather than guessed."""
@@ -95,7 +98,11 @@ def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], Lines]:
 def _read(text: str, name: str, lines: Lines) -> Any:
     """Any plain value, and where each part of it was written."""
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise InputError(f"{name}:{event.start_mark.line + 1}: nested too deeply for a study")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 raise InputError(f"{name}:{line}: YAML anchors and aliases are not allowed; repeat the value")
@@ -105,8 +112,6 @@ def _read(text: str, name: str, lines: Lines) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         raise InputError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    except RecursionError:
-        raise InputError(f"{name}: nested too deeply for a study") from None
 
 
 def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> Any:
@@ -144,12 +149,13 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> A
 
 def _apply(raw: dict[str, Any], lines: Lines, override: str) -> None:
     key, equals, text = override.partition("=")
+    said = f"--set {override if len(override) <= 100 else override[:97] + '…'}"
     if not equals or not re.fullmatch(r"[A-Za-z0-9_.]+", key):
-        raise InputError(f"--set {override}: write it as key=value, such as --set grid.seed=[0]")
+        raise InputError(f"{said}: write it as key=value, such as --set grid.seed=[0]")
     try:
         value = _read(text, "", {})
     except InputError as error:
-        raise InputError(f"--set {override}: {str(error).lstrip(':0123456789 ')}") from None
+        raise InputError(f"{said}: {str(error).lstrip(':0123456789 ')}") from None
     # an axis may be dotted itself (grid.optim.lr), so everything after `grid.` is one key
     parts = ["grid", key.removeprefix("grid.")] if key.startswith("grid.") else key.split(".")
     if parts[0] == "task" and len(parts) == 2 and isinstance(raw.get("task"), str):
@@ -157,12 +163,12 @@ def _apply(raw: dict[str, Any], lines: Lines, override: str) -> None:
     place: Any = raw
     for depth, part in enumerate(parts[:-1], start=1):
         if part not in place:
-            place[part], lines[tuple(parts[:depth])] = {}, f"--set {override}"
+            place[part], lines[tuple(parts[:depth])] = {}, said
         place = place[part]
         if not isinstance(place, dict):
-            raise InputError(f"--set {override}: {part} is not a section")
+            raise InputError(f"{said}: {part} is not a section")
     place[parts[-1]] = value
-    lines[tuple(parts)] = f"--set {override}"
+    lines[tuple(parts)] = said
 
 
 def _complaint(error: ValidationError, name: str, lines: Lines) -> str:
@@ -195,6 +201,8 @@ def _reason(first: Any, place: Sequence[Any]) -> str:
         return "is needed and missing"
     if first["type"] in ("model_type", "dict_type"):
         return f"must be a section with keys of its own, not {shown(first.get('input'))}"
+    if first["type"] in ("tuple_type", "list_type"):
+        return f"must be a list, not {shown(first.get('input'))}"
     message = str(first["msg"]).removeprefix("Value error, ")
     given = first.get("input")
     named = isinstance(given, dict) or shown(given) in message or first["type"] == "value_error"
@@ -202,17 +210,27 @@ def _reason(first: Any, place: Sequence[Any]) -> str:
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    cls: Any = Study
+    kind: Any = Study
     for part in path:
-        if isinstance(part, int):
-            continue
-        kind = keys_of(cls)[part].kind if part in keys_of(cls) else Any
-        inner = [kind, *typing.get_args(kind)]
-        inner += [item.section for item in inner if isinstance(item, Overrides)]
-        inner += [item for arg in inner for item in typing.get_args(arg)]
-        cls = next(
-            (item for item in reversed(inner) if dataclasses.is_dataclass(item) and isinstance(item, type)), None
-        )
-        if cls is None:
+        section, reading = _section_in(kind)
+        if section is not None and part in keys_of(section):
+            found = keys_of(section)[part]
+            kind = reading if reading is not None and found.is_number else found.kind
+        elif typing.get_origin(kind) in (Mapping, tuple):  # the part names an axis or counts a stage
+            kind = typing.get_args(kind)[0 if typing.get_origin(kind) is tuple else 1]
+        else:
             return []
-    return list(keys_of(cls))
+    section, _ = _section_in(kind)
+    return list(keys_of(section)) if section is not None else []
+
+
+def _section_in(kind: Any) -> tuple[Any, Any]:
+    """The dataclass that a type is, marks as overridden, or has as an alternative; and what a number in it may be instead."""
+    if isinstance(kind, Overrides):
+        return kind.section, kind.reading
+    if dataclasses.is_dataclass(kind):
+        return kind, None
+    if typing.get_origin(kind) in (Mapping, tuple):
+        return None, None
+    parts = getattr(kind, "__metadata__", ()) or typing.get_args(kind)
+    return next((found for part in parts if (found := _section_in(part))[0] is not None), (None, None))

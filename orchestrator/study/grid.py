@@ -103,6 +103,8 @@ def _axis(name: str, written: Axis, study: Study, task: type[Task]) -> list[Any]
         out = [check(value) for value in values]
     except ValueError as error:
         raise InputError(f"grid.{name}: {error}") from error
+    except OverflowError as error:
+        raise InputError(f"grid.{name}: a value of the ladder is too large; take a smaller factor or count") from error
     if not out:
         raise InputError(f"grid.{name}: has no values")
     if doubles := sorted(str(value) for value, times in Counter(out).items() if times > 1):
@@ -132,8 +134,10 @@ def _check_of(name: str, study: Study, task: type[Task]) -> Callable[[Any], Any]
         raise InputError(f"grid.{name}: write a task option without `task.`, as grid.{leaf}")
     keys = keys_of(SECTIONS[section]) if section in SECTIONS else {}
     if leaf not in keys or not keys[leaf].axis:
-        known = ", ".join(key.name for key in keys.values() if key.axis) or f"known are those of {', '.join(SECTIONS)}"
-        raise InputError(f"grid.{name}: {section} has no scalar key {leaf!r} that a grid can vary; {known}")
+        known = [key.name for key in keys.values() if key.axis] or [f"those of {', '.join(SECTIONS)}"]
+        raise InputError(
+            f"grid.{name}: {section} has no scalar key {leaf!r} that a grid can vary; known: {', '.join(known)}"
+        )
     return lambda value: value_of(keys[leaf], value)
 
 
@@ -226,6 +230,8 @@ class _Points:
             first = error.errors()[0]
             words = str(first["msg"]).removeprefix("Value error, ")
             raise InputError(f"grid: {name}.{'.'.join(map(str, first['loc']))}: {words}") from None
+        if name == "optim":
+            _check_reference(made.reference.width, self.task)
         if name == "train":
             made = replace(
                 made,
@@ -252,6 +258,13 @@ def _with_counts(runs: Sequence[RunSpec], prepared: Mapping[tuple[Any, ...], Pre
             seen[key] = bool(getattr(prepared[data].counts(spec.width), "random_forward", False))
         out.append(replace(spec, random_forward=True) if seen[key] else spec)
     return out
+
+
+def _check_reference(width: int, task: type[Task]) -> None:
+    if (nearest := task.round_width(float(width))) != width:
+        raise InputError(
+            f"optim.reference.width: {width} is no width that the task's model can have; the nearest is {nearest}"
+        )
 
 
 def _check_batches(spec: RunSpec, prepared: Prepared) -> None:

@@ -32,16 +32,17 @@ VOCAB_MULTIPLE = 128
 class Options:
     """The model at every width; defaults are a small byte-level model."""
 
-    layers: int = key("Blocks.", default=2, born=2, least=1)
-    context: int = key("Tokens that a window predicts.", default=64, born=64, unit="tokens", least=1)
+    layers: int = key("Blocks.", default=2, born=2, least=1, most=10_000)
+    context: int = key("Tokens that a window predicts.", default=64, born=64, unit="tokens", least=1, most=2**24)
     head_dim: int = key(
-        "Wanted head dimension; the nearest that divides the width is taken.", default=16, born=16, least=1
+        "Wanted head dimension; the nearest that divides the width is taken.", default=16, born=16, least=1, most=2**24
     )
     vocab: int = key(
         "Token ids of the tokenizer; the embedding is padded beyond it, and the padding is not predicted.",
         default=256,
         born=256,
         least=1,
+        most=2**24,
     )
     biases: bool = key("Whether linear layers and norms have biases.", default=True, born=True)
     tied: bool = key("Whether the output head is the token embedding.", default=False, born=False)
