@@ -55,6 +55,8 @@ class Task(Protocol):
 
     `Options` is a frozen dataclass whose fields are the task's options with their defaults; all are scalars and any may
     be an axis of the grid. An instance is made from one `Options`. Raise `VERSION` when the same spec gives other numbers.
+
+    Optional: `evals`, a sequence of `trainables.evals.seam.Eval`: what is measured or shown of the model at steps.
     """
 
     VERSION: ClassVar[int]

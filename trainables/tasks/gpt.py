@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from scalespec.trainables.data import text
 from scalespec.trainables.data.tokenizer import tokenizer
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.evals.samples import SAMPLES
+from scalespec.trainables.evals.seam import Eval
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
 
@@ -134,6 +136,7 @@ class Gpt:
     VERSION: ClassVar[int] = 1
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "tokens"
+    evals: ClassVar[tuple[Eval, ...]] = (SAMPLES,)
 
     def __init__(self, options: Any) -> None:
         for name in ("layers", "context", "head_dim", "vocab"):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from scalespec.trainables.data import images
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.evals.predictions import PREDICTIONS
+from scalespec.trainables.evals.seam import Eval
 from scalespec.trainables.rules.dropout import Dropout
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
@@ -58,6 +60,7 @@ class MnistCnn:
     VERSION: ClassVar[int] = 2
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "images"
+    evals: ClassVar[tuple[Eval, ...]] = (PREDICTIONS,)
 
     def __init__(self, options: Any) -> None:
         if not 0 <= options.dropout < 1:
