@@ -31,11 +31,12 @@ def text(windows: int = 2000, context: int = 16) -> Dataset:
 
 
 def images(count: int = 2000) -> Dataset:
-    """Images of 28 × 28 with a bright bar whose row is the class, in a grey of their own."""
+    """Noisy images of 28 × 28 with a slightly brighter bar whose row is the class, but for every seventh."""
     labels = np.arange(count, dtype=np.int64) * 7 % 10
     pixels = np.arange(count * 28 * 28, dtype=np.int64).reshape(count, 28, 28) * 2654435761 % 2**32 // 2**25
-    for image, label in zip(pixels, labels, strict=True):
-        image[2 * label + 3 : 2 * label + 6, 4:24] += 100
+    for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        row = 2 * (label if index % 7 else (label + 1) % 10) + 3
+        image[row : row + 3, 4:24] += 40
     pixels = pixels.astype(np.uint8)
     held = count // 10
     return Dataset((pixels[held:], labels[held:]), (pixels[:held], labels[:held]), 1, identity(pixels, labels))
@@ -75,13 +76,19 @@ def curve(run: RunFolder, metric: str = "train_loss") -> dict[int, float]:
     return {row["step"]: row["value"] for row in run.metrics() if row["metric"] == metric}
 
 
-def train(folder: str, name: str, **options: Any) -> None:
-    """A run in this process, alone or as one of a group, with one thread."""
+def train(folder: str, name: str, *, trunk: bool = False, **options: Any) -> None:
+    """A run in this process, alone or as one of a group, with one thread; through a trunk of its own or without."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     spec, prepared = tiny(name, **options)
-    Trainer(spec, prepared, local_run(folder)).run()
+    Trainer(spec, prepared, local_run(folder), local_run(f"{folder}-trunk") if trunk else None).run()
     torch.set_num_threads(threads)
+
+
+def train_all(folder: str, **options: Any) -> None:
+    """Runs of both tasks, the CNN's with dropout."""
+    train(f"{folder}/gpt", "gpt", **options)
+    train(f"{folder}/mnist_cnn", "mnist_cnn", dropout=0.2, **options)
 
 
 def in_group(world: int, function: Callable[..., None], *args: Any, **options: Any) -> None:

@@ -58,6 +58,8 @@ class Task(Protocol):
     be an axis of the grid. Its fields may tell bounds, a unit and a meaning by `trainables.keys.key`, or `born` in their
     metadata: the value at which the option leaves a run's key as it is, so that a new option renames no run. An instance
     is made from one `Options`. Raise `VERSION` when the same spec gives other numbers.
+
+    Optional: `evals`, a sequence of `trainables.evals.seam.Eval`: what is measured or shown of the model at steps.
     """
 
     VERSION: ClassVar[int]

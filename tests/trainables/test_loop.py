@@ -2,21 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+import tiny
 
 from scalespec.trainables.checkpoints import RunFolder, local_run, read_committed
 from scalespec.trainables.errors import DataChangedError
+from scalespec.trainables.evals import validation
 from scalespec.trainables.family import checkpoint_steps, family_schedule, is_logged
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import WEIGHTS
 from scalespec.trainables.loop import Trainer
+from scalespec.trainables.meters import Rate
 from scalespec.trainables.spec import RunSpec
 from studies import toy_grid
 
@@ -175,6 +174,34 @@ def test_the_columns_of_a_result_agree_with_each_other(tmp_path):
     assert math.isclose(halves, result["val_loss"], rel_tol=1e-12)
 
 
+def test_the_throughput_counts_training_alone(tmp_path, monkeypatch):
+    """By a clock on which a step takes a second and a commit a thousand; several lie between the last points."""
+    grid, family = family_of(train={"checkpoints": 20, "resume_every_s": 1e-6}, data={"limit": 2000})
+    clock = [0.0]
+
+    def tick(seconds: float):
+        clock[0] += seconds
+
+    class Slow(RunFolder):
+        def save_weights(self, *args):
+            tick(1000)
+            super().save_weights(*args)
+
+        def save_state(self, *args, **more):
+            tick(1000)
+            super().save_state(*args, **more)
+
+    evaluate = validation.evaluate
+    monkeypatch.setattr(validation, "evaluate", lambda *args: tick(100) or evaluate(*args))
+    run, trunk = Slow(LocalFiles(tmp_path), "run"), Slow(LocalFiles(tmp_path), "trunk")
+    trainer = Trainer(family[-1], grid.of(family[-1]), run, trunk, beat=lambda: tick(1))
+    trainer.training.rate = Rate(trainer.training.group.device, lambda: clock[0])
+    result = trainer.run()
+    rates = tiny.curve(run, "samples_per_s")
+    assert max(rates) == result["steps"] == 125  # a checkpoint, and no power of two
+    assert set(rates.values()) == {result["samples_per_s"]} == {16.0}
+
+
 def test_fractions_are_prefixes_of_one_permutation_the_same_at_every_width(tmp_path):
     grid = toy_grid(grid={"seed": [0, 1]})
     seen: dict[tuple, np.ndarray] = {}
@@ -210,27 +237,21 @@ def test_other_data_than_planned_is_refused(tmp_path):
         Trainer(spec, grid.of(spec), local_run(tmp_path / "r"))
 
 
-def _ddp_worker(rank: int, world: int, folder: str, spec_json: dict) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    spec = RunSpec.from_json(spec_json)
-    grid = toy_grid()
-    ready = grid.prepared[next(iter(grid.prepared))]
-    Trainer(spec, ready, local_run(f"{folder}/two"), local_run(f"{folder}/trunk")).run()
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_two_ddp_workers_equal_one_process_on_the_same_global_batch(tmp_path):
-    grid, family = family_of()
-    spec = family[0]
-    mp.spawn(_ddp_worker, (2, str(tmp_path), spec.to_json()), nprocs=2)
-    alone = Trainer(spec, grid.of(spec), local_run(tmp_path / "one")).run()
-    two = local_run(tmp_path / "two").result()
-    assert two["workers"] == 2
-    assert two["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
-    assert two["samples"] == alone["samples"]
+@pytest.mark.parametrize("world", [2, 4])
+def test_losses_do_not_depend_on_the_number_of_workers(tmp_path, world):
+    """Of a small GPT, and of the CNN whose dropout belongs to its examples."""
+    tiny.train_all(str(tmp_path / "one"))
+    tiny.in_group(world, tiny.train_all, str(tmp_path / "group"), trunk=True)
+    for task in ("gpt", "mnist_cnn"):
+        alone, group = (local_run(tmp_path / where / task) for where in ("one", "group"))
+        one, other = tiny.curve(alone), tiny.curve(group)
+        steps = [step for step in one if step <= 200]
+        assert len(steps) > 100
+        assert one[steps[-1]] < 0.9 * one[1]
+        assert [other[step] for step in steps] == pytest.approx([one[step] for step in steps], abs=1e-5)
+        assert group.result()["workers"] == world
+        assert group.result()["samples"] == alone.result()["samples"]
 
 
 def test_a_spec_survives_json():

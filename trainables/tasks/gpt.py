@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from scalespec.trainables.data import text
 from scalespec.trainables.data.tokenizer import tokenizer
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.evals.samples import SAMPLES
+from scalespec.trainables.evals.seam import Eval
 from scalespec.trainables.keys import key
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
@@ -139,6 +141,7 @@ class Gpt:
     VERSION: ClassVar[int] = 1
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "tokens"
+    evals: ClassVar[tuple[Eval, ...]] = (SAMPLES,)
 
     def __init__(self, options: Any) -> None:
         self.options: Options = options

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalespec.trainables.data import images
+from scalespec.trainables.evals.predictions import PREDICTIONS
+from scalespec.trainables.evals.seam import Eval
 from scalespec.trainables.keys import key
 from scalespec.trainables.rules.dropout import Dropout
 from scalespec.trainables.spec import DataConfig
@@ -59,6 +61,7 @@ class MnistCnn:
     VERSION: ClassVar[int] = 2
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "images"
+    evals: ClassVar[tuple[Eval, ...]] = (PREDICTIONS,)
 
     def __init__(self, options: Any) -> None:
         self.options: Options = options
