@@ -153,8 +153,10 @@ class Driver:
     def _announce(self, ask: Ask, planned: Plan, before: int) -> None:
         again = f", {before} finished before" if before else ""
         stage = f" ({ask.why})" if self.study.design else ""
+        first = self.work.planned is planned
+        took = planned.seconds if first else planned.training_seconds
         lanes = f"{len(planned.units)} units on {planned.lanes} lanes"
-        say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {lanes}, about {duration(planned.seconds)}")
+        say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {lanes}, about {duration(took)}")
         self.progress.expect({run.run_key: run.seconds for run in planned.runs}, planned.lanes)
 
     def _look(self) -> None:

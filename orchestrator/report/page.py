@@ -17,7 +17,7 @@ from scalespec.analysis import tables
 from scalespec.analysis.laws import Law, sensitivity, verdict
 from scalespec.analysis.laws.effective_params import StudyReading, read_study
 from scalespec.analysis.laws.registry import form_of_law
-from scalespec.analysis.laws.study import usable
+from scalespec.analysis.laws.study import results_only, usable
 from scalespec.analysis.plots.study import fraction
 from scalespec.analysis.spectral.over_time import loss_correlation
 from scalespec.orchestrator.report import headings
@@ -70,8 +70,8 @@ def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: S
         **made,
         "spectra": made["spectra"].drop_columns(["eigenvalues"]),
     }  # the bulk of it, and nothing here draws them
-    frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary")}
-    examples = read_examples(store, choose(frames["runs"]))
+    frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary", "asks")}
+    examples = read_examples(store, choose(results_only(frames["runs"])[0]))
     page, pictures = build(study, frames, laws, store.read_json("plan.json"), examples)
     store.files.delete(f"{FOLDER}/figures")
     for shown in pictures:
@@ -89,10 +89,12 @@ def build(
     examples: Mapping[str, Losses] | None = None,
 ) -> tuple[str, list[Picture]]:
     """The page and its figures; nothing is read or written."""
-    runs, unit = frames["runs"], _unit(study)
+    unit = _unit(study)
+    missing = report_tables.missing_runs(frames["runs"], plan, set(frames["asks"]["run_key"]))
+    whole, probes = results_only(pd.concat([frames["runs"], missing]) if len(missing) else frames["runs"])
+    runs = whole[whole["status"] != "missing"]
     every = parts(runs, laws)
     lead = every[0]
-    whole = pd.concat([runs, report_tables.missing_runs(study, runs, plan)]) if plan else runs
     states = {state: n for state in MARKS if (n := int((whole["status"] == state).sum()))}
     good = usable(runs, "val_loss")[0]
     sections = [(part, law_pictures(part, frames["curves"], unit)) for part in every[:MOST_PARTS]]
@@ -113,7 +115,7 @@ def build(
         else headings.compared([(part.label, part.law("chinchilla")) for part in every]),
         "question": headings.question(whole, study.task["name"], study.data.source),
         "ranges": headings.ranges(good, unit.sample),
-        "facts": facts(study, runs, whole),
+        "facts": facts(study, runs, whole, probes),
         "cards": _cards(lead) if len(every) == 1 else [],
         "exponents": report_tables.exponents(every) if len(every) > 1 else "",
         "verdicts": [(part.label, _verdict(part)) for part in every],
@@ -170,11 +172,11 @@ def _unit(study: Study) -> Unit:
         return Unit()
 
 
-def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[str, str]]:
+def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame, probes: int = 0) -> list[tuple[str, str]]:
     """What was asked and where it ran, as (name, value)."""
     grid = [
         (name.rpartition(".")[2], _values(whole, name))
-        for name in dict.fromkeys(["width", "data_fraction", "seed", *study.grid])
+        for name in dict.fromkeys(["width", "data_fraction", "seed", *study.axes])
     ]
     options = ", ".join(f"{key} = {value}" for key, value in study.task.items() if key != "name")
     data = ", ".join(
@@ -192,6 +194,8 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
         ("schedule", f"{study.schedule.name}, warmup {study.schedule.warmup:,} samples, {study.train.epochs} epoch{'s' if study.train.epochs > 1 else ''}"),
         ("spectra", f"{study.spectra.profile}, every {study.spectra.every}" if study.spectra.every != "never" else "not asked for"),
     ]  # fmt: skip
+    if probes:
+        out.append(("probes", f"{probes} runs that stages read, left out of laws, frontier and choices"))
     if len(runs):
         began, cost = runs["started_at"].dropna(), runs["cost_usd"].sum(min_count=1)
         out += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -25,7 +25,6 @@ from scalespec.analysis.spectral import over_time
 from scalespec.orchestrator.report.figures import Part
 from scalespec.orchestrator.report.headings import range_of
 from scalespec.orchestrator.states import MARKS
-from scalespec.orchestrator.study.file import Ladder, Study
 
 MOST_MARKS = 8
 """Marks in one cell of the grid; beyond, a number stands before each kind of mark."""
@@ -58,21 +57,10 @@ class Matrix:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
-def expected_runs(study: Study) -> int:
-    """The number of grid points."""
-    total = 1
-    for axis in study.grid.values():
-        total *= axis.count if isinstance(axis, Ladder) else len(axis)
-    return total
-
-
-def missing_runs(study: Study, runs: pd.DataFrame, plan: Mapping[str, Any] | None) -> pd.DataFrame:
-    """The planned runs without a result, as rows of `runs` with status `missing`.
-
-    A plan that is older than the grid says nothing where every grid point has its result.
-    """
+def missing_runs(runs: pd.DataFrame, plan: Mapping[str, Any] | None, asked: Collection[str]) -> pd.DataFrame:
+    """The runs asked for (their keys) that have no result, as rows of `runs` with status `missing`, sizes from the plan."""
     known = set(runs["run_key"])
-    planned = plan["runs"] if plan and expected_runs(study) > len(runs) else []
+    planned = [run for run in plan["runs"] if run["run_key"] in asked] if plan else []
     rows = [
         {"run_key": run["run_key"], "width": run["width"], "data_fraction": float(Fraction(run["data_fraction"])), "seed": run["seed"],
          "status": "missing", "error": "no result", N: run[N], D: run[D], C: run[C]}

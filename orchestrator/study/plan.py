@@ -82,6 +82,11 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def training_seconds(self) -> float:
+        """Of the units alone: what a further round takes in lanes that are there."""
+        return _makespan([unit.seconds for unit in self.units], self.lanes)
+
     def followed_by(self, later: Plan) -> Plan:
         """This plan and that of a later ask, as one."""
         costs = (self.cost_usd, later.cost_usd)
