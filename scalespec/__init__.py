@@ -2,7 +2,7 @@
 
 Reading:   `load(folder)` → tables and laws of a study · `fit(table, …)` → a law · `spectra(checkpoint)` → a table
 Running:   `Study.load(file).plan()`, `.run(storage)`
-A task:    `Task Dataset DataConfig Losses identity`, and `train(study, folder)` → one run in this process, `local_run`
+A task:    `Task Dataset DataConfig Losses identity`, `Dropout Eval Measured media`, and `train(study, folder)` → one run in this process, `local_run`
 
 What a name needs is imported when the name is first used: reading loads neither torch nor Ray nor MLflow.
 """
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from scalespec.orchestrator.errors import InputError
     from scalespec.orchestrator.fit.frame import fit
     from scalespec.orchestrator.notebook import Study, spectra, train
+    from scalespec.trainables import media
     from scalespec.trainables.checkpoints import local_run
     from scalespec.trainables.data import identity
+    from scalespec.trainables.evals.seam import Eval, Measured
+    from scalespec.trainables.rules.dropout import Dropout
     from scalespec.trainables.spec import DataConfig
     from scalespec.trainables.task import Dataset, Losses, Task
 
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DataConfig",
     "Dataset",
+    "Dropout",
+    "Eval",
     "InputError",
     "Law",
     "Losses",
+    "Measured",
     "Results",
     "Study",
     "Task",
@@ -39,6 +45,7 @@ __all__ = [
     "identity",
     "load",
     "local_run",
+    "media",
     "spectra",
     "train",
 ]
@@ -46,9 +53,12 @@ __all__ = [
 _HOME = {
     "DataConfig": "trainables.spec:DataConfig",
     "Dataset": "trainables.task:Dataset",
+    "Dropout": "trainables.rules.dropout:Dropout",
+    "Eval": "trainables.evals.seam:Eval",
     "InputError": "orchestrator.errors:InputError",
     "Law": "analysis.fitted:FittedLaw",
     "Losses": "trainables.task:Losses",
+    "Measured": "trainables.evals.seam:Measured",
     "Results": "analysis.results:Results",
     "Study": "orchestrator.notebook:Study",
     "Task": "trainables.task:Task",
@@ -56,6 +66,7 @@ _HOME = {
     "identity": "trainables.data:identity",
     "load": "analysis.results:load",
     "local_run": "trainables.checkpoints:local_run",
+    "media": "trainables.media:",
     "spectra": "orchestrator.notebook:spectra",
     "train": "orchestrator.notebook:train",
 }
@@ -72,7 +83,8 @@ def __getattr__(name: str) -> Any:
             found = "unknown"
     elif name in _HOME:
         module, _, attribute = _HOME[name].partition(":")
-        found = getattr(importlib.import_module(f"scalespec.{module}"), attribute)
+        found = importlib.import_module(f"scalespec.{module}")
+        found = getattr(found, attribute) if attribute else found
     else:
         raise AttributeError(f"module 'scalespec' has no attribute {name!r}; it has {', '.join(__all__)}")
     globals()[name] = found  # the next time it is found without coming here

@@ -11,6 +11,8 @@ import torch
 
 from scalespec.trainables import media
 from scalespec.trainables.checkpoints import WEIGHTS, local_run, step_folder
+from scalespec.trainables.errors import TaskError
+from scalespec.trainables.evals import samples
 from scalespec.trainables.evals.predictions import DIGITS, RIGHT, WRONG, grid, predictions
 from scalespec.trainables.evals.samples import continued
 from scalespec.trainables.evals.seam import Context
@@ -91,3 +93,15 @@ def test_frames_say_which_are_right(monkeypatch):
     predictions(prepared.task, every_second, prepared.data, Context(spec, Group(), 1, 16, 0))
     corners = drawn[0][::32, ::32].reshape(-1, 3)
     assert [tuple(corner) for corner in corners.tolist()] == [RIGHT, WRONG] * 8
+
+
+def test_without_a_tokenizer_the_text_is_its_numbers(monkeypatch):
+    def gone(name):
+        raise TaskError("cannot be fetched")
+
+    monkeypatch.setattr(samples, "tokenizer", gone)
+    spec, prepared = tiny.tiny("gpt")
+    model = prepared.task.build(16).eval()
+    (shown,) = samples.samples(prepared.task, model, prepared.data, Context(spec, Group(), 1, 2, 0)).media
+    first = prepared.data.val[0][0, : samples.PROMPT]
+    assert shown.data.decode().startswith(" ".join(map(str, first)) + " ▸ ")
