@@ -176,7 +176,7 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
     """What was asked and where it ran, as (name, value)."""
     grid = [
         (name.rpartition(".")[2], _values(whole, name))
-        for name in dict.fromkeys(["width", "data_fraction", "seed", *study.grid])
+        for name in dict.fromkeys(["width", "data_fraction", "seed", *study.axes])
     ]
     options = ", ".join(f"{key} = {value}" for key, value in study.task.items() if key != "name")
     data = ", ".join(
