@@ -53,4 +53,4 @@ print("torch._dynamo" in sys.modules)
     typed = [sys.executable, "-c", code, str(tmp_path / "pack.json")]
     done = subprocess.run(typed, env=paths, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-2000:]
-    assert list((tmp_path / "toy/runs").glob("*/result.json"))
+    assert list((tmp_path / "toy/runs").glob("*/e000001/result.json"))
