@@ -63,5 +63,5 @@ print("torch._dynamo" in sys.modules)
     typed = [sys.executable, "-c", code, str(tmp_path / "pack.json")]
     done = subprocess.run(typed, env=paths, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-2000:]
-    results = [json.loads(file.read_text()) for file in (tmp_path / "toy/runs").glob("*/result.json")]
+    results = [json.loads(file.read_text()) for file in (tmp_path / "toy/runs").glob("*/e*/result.json")]
     assert [result["status"] for result in results] == ["done"] * len(study.specs)
