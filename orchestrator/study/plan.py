@@ -10,7 +10,7 @@ from typing import Any
 from scalespec.analysis import spectral
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import Study
-from scalespec.orchestrator.study.grid import Grid, data_key
+from scalespec.orchestrator.study.grid import Grid, data_key, warning_of
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 from scalespec.trainables.family import FamilySchedule, RunSchedule, family_schedule
@@ -314,6 +314,8 @@ def _planned(
         warnings.append(f"only {steps} steps")
     if spec.schedule.warmup > 0.5 * examples * prepared.data.samples_per_example:
         warnings.append("warmup is more than half the run")
+    if workers := warning_of(spec):
+        warnings.append(workers)
     return PlannedRun(
         run_key=spec.run_key,
         family_key=spec.family_key,
