@@ -309,7 +309,10 @@ def computed(done, ray_cluster, tmp_path_factory) -> tuple[Trained, int]:
     root = tmp_path_factory.mktemp("computed") / "toy"
     shutil.copytree(done.store.root, root)
     study = Trained(done.study, done.grid, StudyStore(str(root)))
-    return study, run_stage(study.store, find(study), request_of(study), ray_cluster.cpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "HERE_S", 0.0)
+        patch.setattr(stage, "_here", None)
+        return study, run_stage(study.store, find(study), request_of(study), ray_cluster.cpus)
 
 
 @pytest.mark.ray
@@ -362,8 +365,21 @@ def test_a_later_pass_computes_what_is_missing_and_replaces_what_was_unreadable(
     assert tables.sorted_by_key(again, "spectra").equals(whole)
 
 
+def test_little_work_is_done_here_with_the_same_rows(study, done, monkeypatch):
+    monkeypatch.setattr(stage, "_on_ray", None)
+    refs = find(study)
+    assert run_stage(study.store, refs, request_of(study), 2) == len(owned(refs))
+    rows = tables.sorted_by_key(stage.stored(study.store), "spectra")
+    expected = tables.from_rows(analyse_block(find(done), request_of(done)), tables.SPECTRA)
+    assert rows.equals(tables.sorted_by_key(expected, "spectra"))
+    assert (
+        sum(ref.cost for ref in refs) <= stage.HERE_S < Reference("p", "l", (4096, 4096), "dense", None, None, ()).cost
+    )
+
+
 @pytest.mark.ray
-def test_the_stage_survives_what_lies_in_the_folder(study, ray_cluster):
+def test_the_stage_survives_what_lies_in_the_folder(study, ray_cluster, monkeypatch):
+    monkeypatch.setattr(stage, "HERE_S", 0.0)
     key = study.specs[0].run_key
     refs = [r for r in find(study) if key in {owner[0] for owner in r.owners}]
     last = study.store.run(key).checkpoint_steps()[-1]
