@@ -97,7 +97,8 @@ def _hardware() -> Iterator[Finding]:
 
 
 def _study(path: str) -> Iterator[Finding]:
-    from scalespec.orchestrator.store.folder import StorageError, StudyStore, check_writable, free_bytes, study_root
+    from scalespec.orchestrator.store.files import StorageError, check_writable, study_root
+    from scalespec.orchestrator.store.folder import StudyStore, free_bytes
     from scalespec.orchestrator.study import grid
     from scalespec.orchestrator.study.file import load_study
     from scalespec.orchestrator.tracking import recorder as tracking

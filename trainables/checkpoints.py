@@ -1,8 +1,8 @@
 """Committed run folders: a `RunIO` over any file store, with the local disk as the store for torchrun and plain Python.
 
 A commit is a set of whole files and, last, a `manifest.json` with their sizes and sha256 (for a run: `result.json`). Readers
-trust only what a manifest vouches for. Every attempt at a run takes a create-only claim, and a commit under an older claim is
-refused: a worker that was cut off from its cluster but not from the storage can't write beside its replacement.
+trust only what a manifest vouches for. Every attempt at a run commits below a folder of its own, which it takes by a create-only
+claim; `trainables.history` says what counts of older ones.
 """
 
 from __future__ import annotations
@@ -10,29 +10,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
-import shutil
 import socket
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, cast
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from scalespec.trainables.files import Files, LocalFiles
+from scalespec.trainables.history import (
+    CLAIM,
+    MANIFEST,
+    RESULT,
+    STATE,
+    WEIGHTS,
+    History,
+    StatePath,
+    attempt_folder,
+    attempt_of,
+    history,
+    is_claim,
+    step_folder,
+)
 from scalespec.trainables.io import Media, State, ValRows
 
+log = logging.getLogger("scalespec.checkpoints")
+
 STATES_KEPT = 2
-WEIGHTS, STATE, MANIFEST, RESULT, SPEC = (
-    "model.safetensors",
-    "state.safetensors",
-    "manifest.json",
-    "result.json",
-    "spec.json",
-)
 
 MEDIA = {"image": "png", "text": "txt", "table": "json"}
 """Kind of a medium → ending of its file."""
@@ -51,86 +63,6 @@ class DamagedError(RuntimeError):
     def __init__(self, path: str, step: int) -> None:
         super().__init__(f"{path}: missing, truncated or altered")
         self.step = step
-
-
-class Files(Protocol):
-    """The few operations that commits need, with paths relative to one root."""
-
-    def write(self, path: str, data: bytes) -> None:
-        """Makes the whole file visible at once."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """Raises FileNotFoundError."""
-        ...
-
-    def create(self, path: str, data: bytes) -> bool:
-        """Writes only where nothing is yet; False if something is."""
-        ...
-
-    def names(self, folder: str) -> list[str]:
-        """Sorted names in a folder; none where the folder is absent."""
-        ...
-
-    def delete(self, path: str) -> None:
-        """Removes a file or a tree; absent is fine."""
-        ...
-
-
-class LocalFiles:
-    """A folder on a POSIX disk: temporary name, fsync, rename."""
-
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
-
-    def write(self, path: str, data: bytes) -> None:
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would shut out the group that shares the storage
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-    def read(self, path: str) -> bytes:
-        try:
-            return (self.root / path).read_bytes()
-        except NotADirectoryError as error:  # a file stands where a folder should
-            raise FileNotFoundError(*error.args) from error
-
-    def create(self, path: str, data: bytes) -> bool:
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.link(temporary, target)  # link fails where the name exists, and never shows a half-written claim
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
-        return True
-
-    def names(self, folder: str) -> list[str]:
-        try:
-            return sorted(name for name in os.listdir(self.root / folder) if not name.startswith(".tmp-"))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def delete(self, path: str) -> None:
-        target = self.root / path
-        if target.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        else:
-            target.unlink(missing_ok=True)
 
 
 class Codec(Protocol):
@@ -170,58 +102,89 @@ class JsonCodec:
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def manifest(files: Mapping[str, bytes], **facts: Any) -> bytes:
-    """The commit record of a set of files."""
-    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+def manifest(
+    files: Mapping[str, bytes],
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+) -> bytes:
+    """The commit record of a set of files. `tensors`: those in a safetensors file, so that one read by range can be verified."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, data in files.items():
+        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if name in tensors:
+            header = data[: 8 + int.from_bytes(data[:8], "little")]
+            entries[name]["header"] = {"bytes": len(header), "sha256": hashlib.sha256(header).hexdigest()}
+            entries[name]["tensors"] = {key: _sha256(value) for key, value in sorted(tensors[name].items())}
     return json.dumps({"schema_version": 1, **facts, "files": entries}, indent=1).encode()
 
 
-def step_folder(step: int) -> str:
-    """`step-00001234`."""
-    return f"step-{step:08d}"
-
-
-def step_of(name: str) -> int | None:
-    """The step of a name such as `step-00001234` or `part-00001234.parquet`; None for other names."""
-    digits = name.partition("-")[2].partition(".")[0]
-    return int(digits) if digits.isdigit() else None
+def _sha256(tensor: Tensor) -> str:
+    """Of the bytes that safetensors stores."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
 
 
 class RunFolder:
-    """`RunIO` in one folder of a file store: a run, or a family's trunk (whose kept states lie beside `resume/`)."""
+    """`RunIO` in one folder of a file store: a run, or a family's trunk.
+
+    Reads what counts of all attempts (`trainables.history`) and commits below the folder of its own. Without a claim it may
+    read; its first commit takes one.
+    """
 
     def __init__(self, files: Files, folder: str, codec: Codec | None = None) -> None:
         self.files, self.folder, self.codec = files, folder, codec or JsonCodec()
-        self.epoch: int | None = None
+        self.attempt: int | None = None
+        self.facts: dict[str, Any] = {}
+        """What the result says beside what the loop knows."""
         self._rows: list[Row] = []
+        self._part: tuple[int, list[Row]] = (-1, [])
+        self._resume: list[StatePath] = []
+        self._held: dict[StatePath, State] = {}
+        """The state that the claim took over, read already, until it is asked for."""
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 
+    @property
+    def path(self) -> str:
+        """The folder of this attempt."""
+        assert self.attempt is not None, "claim first"
+        return f"{self.folder}/{attempt_folder(self.attempt)}"
+
     def claims(self) -> list[dict[str, Any]]:
         """The attempts so far, oldest first."""
-        out = []
-        for name in self.files.names(f"{self.folder}/claims"):
-            with contextlib.suppress(ValueError, FileNotFoundError):
-                out.append(json.loads(self.files.read(f"{self.folder}/claims/{name}")))
-        return out
+        found = ((number, self._json(f"{attempt_folder(number)}/{CLAIM}")) for number in self._numbers())
+        return [{**claim, "attempt": number} for number, claim in found if is_claim(claim)]
 
     def claim(self, session: str) -> int:
-        """Takes the next attempt number; older attempts can commit nothing from here on."""
-        names = self.files.names(f"{self.folder}/claims")
-        epoch = int(names[-1]) if names else 0
-        fact = {"session": session, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        """Takes the next attempt number, going on from the newest valid state; nothing that older attempts write later counts."""
+        self.attempt, self._part = None, (-1, [])
         while True:
-            epoch += 1
-            if self.files.create(f"{self.folder}/claims/{epoch:06d}", json.dumps(fact).encode()):
-                self.epoch = epoch
-                return epoch
+            paths = self.files.walk(self.folder)
+            states = self._history(paths).states
+            found = next(((at, state) for at in reversed(states) if (state := self._state(at)) is not None), None)
+            number = 1 + max((attempt_of(path.partition("/")[0]) or 0 for path in paths), default=0)
+            claim = {"attempt": number, "session": session, "host": socket.gethostname(), "pid": os.getpid()}
+            # the token tells two writers apart where a store answers a retried create
+            claim |= {"time": time.time(), "token": uuid.uuid4().hex, "after": None}
+            if found is not None:
+                claim["after"] = {"attempt": found[0].attempt, "step": found[0].step}
+            if self.files.create(f"{self.folder}/{attempt_folder(number)}/{CLAIM}", json.dumps(claim).encode()):
+                self.attempt = number
+                self._resume = [at for at in states if "/resume/" in at.path]
+                self._held = {} if found is None else dict([found])
+                return number
 
-    def _check_fence(self) -> None:
-        if self.epoch is None:
+    def _begin(self) -> None:
+        """Before a commit: stops an attempt that has been replaced. What it commits would not count anyway."""
+        if self.attempt is None:
+            self.claim("")
             return
-        names = self.files.names(f"{self.folder}/claims")
-        if names and int(names[-1]) > self.epoch:
-            raise FencedError(f"{self.folder}: attempt {int(names[-1])} has replaced attempt {self.epoch}")
+        for number in reversed(self._numbers()):
+            if number <= self.attempt:
+                return
+            with contextlib.suppress(FileNotFoundError):  # a claimant that died before its claim
+                self.files.read(f"{self.folder}/{attempt_folder(number)}/{CLAIM}")
+                raise FencedError(f"{self.folder}: attempt {number} has replaced attempt {self.attempt}")
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
@@ -233,131 +196,201 @@ class RunFolder:
         ]
 
     def save_state(self, state: State, *, keep: bool = False) -> None:
-        self._check_fence()
+        self._begin()
         self._commit_metrics(state.step)
         files = {STATE: safetensors.torch.save({k: v.contiguous() for k, v in state.tensors.items()})}
-        parent = self.folder if keep else f"{self.folder}/resume"
-        self._commit(f"{parent}/{step_folder(state.step)}", files, step=state.step, meta=dict(state.meta))
-        for step, path in self._states()[:-STATES_KEPT]:
-            if path.startswith(f"{self.folder}/resume/") and step < state.step:
-                self.files.delete(path)
+        path = f"{self.path}/{step_folder(state.step)}" if keep else f"{self.path}/resume/{step_folder(state.step)}"
+        self._commit(path, files, {"step": state.step, "meta": dict(state.meta)})
+        if not keep:
+            assert self.attempt is not None
+            self._resume = sorted({*self._resume, StatePath(state.step, self.attempt, path)})
+        for old in [old for old in self._resume[:-STATES_KEPT] if old.step < state.step]:
+            self.files.delete(old.path)
+            self._resume.remove(old)
 
     def save_weights(
         self, step: int, samples: int, flops: float, weights: Mapping[str, Tensor], metrics: Mapping[str, float]
     ) -> None:
-        self._check_fence()
-        files = {WEIGHTS: safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}, {"step": str(step)})}
+        self._begin()
+        tensors = {name: value.contiguous() for name, value in weights.items()}
+        files = {WEIGHTS: safetensors.torch.save(tensors, {"step": str(step)})}
         facts = {"step": step, "samples": samples, "flops": flops, "metrics": dict(metrics)}
-        self._commit(f"{self.folder}/checkpoints/{step_folder(step)}", files, **facts)
+        self._commit(f"{self.path}/checkpoints/{step_folder(step)}", files, facts, {WEIGHTS: tensors})
 
     def save_media(self, step: int, media: Sequence[Media]) -> None:
-        self._check_fence()
+        self._begin()
         files = {f"{item.name}.{MEDIA[item.kind]}": item.data for item in media}
         kinds = {f"{item.name}.{MEDIA[item.kind]}": item.kind for item in media}
-        self._commit(f"{self.folder}/media/{step_folder(step)}", files, step=step, kinds=kinds)
+        self._commit(f"{self.path}/media/{step_folder(step)}", files, {"step": step, "kinds": kinds})
 
     def finish(self, result: Mapping[str, Any], val: ValRows | None) -> None:
-        self._check_fence()
+        last = json.dumps({**result, **self.facts}, indent=1, allow_nan=False).encode()
+        self._begin()
         self._commit_metrics(int(result["steps"]))
         if val is not None:
-            self.files.write(f"{self.folder}/val.{self.codec.suffix}", self.codec.encode_val(val))
-        self.files.write(f"{self.folder}/{RESULT}", json.dumps(dict(result), indent=1, allow_nan=False).encode())
-        self.files.delete(f"{self.folder}/resume")
+            self.files.write(f"{self.path}/val.{self.codec.suffix}", self.codec.encode_val(val))
+        # the first result of an attempt stands: one whose answer was lost is not replaced by the failure to see it
+        self.files.create(f"{self.path}/{RESULT}", last)
+        if result.get("status") != "failed":  # a failed run is tried again, from its last state
+            with contextlib.suppress(OSError):
+                self._drop_states()
 
-    def _commit(self, folder: str, files: Mapping[str, bytes], **facts: Any) -> None:
+    def _drop_states(self) -> None:
+        for number in self._numbers():
+            if number <= (self.attempt or 0):
+                self.files.delete(f"{self.folder}/{attempt_folder(number)}/resume")
+
+    def adopt(self, trunk: RunFolder, step: int, checkpoint_steps: Sequence[int]) -> None:
+        self._begin()
+        have, own, at_checkpoints = trunk.history(), set(checkpoint_steps), set[str]()
+        for at in checkpoint_steps:
+            source = have.checkpoints.get(at)
+            facts = None if source is None else self._copy(trunk, source, f"checkpoints/{step_folder(at)}")
+            if facts is None:
+                if source is not None:
+                    trunk.files.delete(source)  # so that the trunk lacks it, and makes it again
+                raise DamagedError(source or f"{trunk.folder}: checkpoint {at}", at)
+            at_checkpoints |= set(facts["metrics"])
+        for at, source in have.media.items():
+            if at <= step and (at in own or at not in have.checkpoints):
+                self._copy(trunk, source, f"media/{step_folder(at)}")
+        # the trunk is evaluated where any run of the family wants it; this run's curve has its own points only
+        rows = (row for row in trunk.metrics(have) if row["step"] <= step)
+        self._rows += [row for row in rows if row["metric"] not in at_checkpoints or row["step"] in own]
+        self._commit_metrics(step)
+
+    def _copy(self, other: RunFolder, source: str, path: str) -> dict[str, Any] | None:
+        """Commits here what another folder has committed. Returns its manifest; None where it is not valid."""
+        found = read_committed(other.files, source)
+        if found is None:
+            return None
+        for name, data in found[1].items():
+            self.files.write(f"{self.path}/{path}/{name}", data)
+        self.files.write(f"{self.path}/{path}/{MANIFEST}", json.dumps(found[0], indent=1).encode())
+        return found[0]
+
+    def _commit(
+        self,
+        folder: str,
+        files: Mapping[str, bytes],
+        facts: Mapping[str, Any],
+        tensors: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    ) -> None:
         for name, data in files.items():
             self.files.write(f"{folder}/{name}", data)
-        self.files.write(f"{folder}/{MANIFEST}", manifest(files, **facts))
+        self.files.write(f"{folder}/{MANIFEST}", manifest(files, facts, tensors))
 
     def _commit_metrics(self, step: int) -> None:
+        """A part is named after the last step that it holds or follows; it is whole or absent."""
         if self._rows:
-            self.files.write(
-                f"{self.folder}/metrics/part-{step:08d}.{self.codec.suffix}", self.codec.encode_metrics(self._rows)
-            )
-            self._rows = []
+            step = max(step, *(row["step"] for row in self._rows))
+            rows = (self._part[1] if self._part[0] == step else []) + self._rows
+            path = f"{self.path}/metrics/part-{step:08d}.{self.codec.suffix}"
+            self.files.write(path, self.codec.encode_metrics(rows))
+            self._part, self._rows = (step, rows), []
 
     # -- reading back -------------------------------------------------------------------------------------------------
 
+    def history(self) -> History:
+        """What counts, seen from this attempt; without a claim, from the newest one. Paths are those of `files`."""
+        return self._history(self.files.walk(self.folder))
+
+    def _history(self, paths: Sequence[str]) -> History:
+        heads = {number: path for path in paths if (number := _claimed(path)) and number <= (self.attempt or number)}
+        claims = {number: self._json(path) for number, path in heads.items()}
+        return history(paths, claims, f"{self.folder}/")
+
+    def _numbers(self) -> list[int]:
+        """Attempt numbers in the folder, claimed or about to be, in order."""
+        return sorted(n for name in self.files.names(self.folder) if (n := attempt_of(name)) is not None)
+
+    def _json(self, path: str) -> Any:
+        return read_json(self.files, f"{self.folder}/{path}")
+
     def result(self) -> dict[str, Any] | None:
-        """The committed result, or None."""
-        try:
-            found = json.loads(self.files.read(f"{self.folder}/{RESULT}"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
-
-    def metrics(self) -> list[Row]:
-        """All committed points and those still in memory, one a (step, metric), by step."""
-        rows: list[Row] = []
-        for name in self.files.names(f"{self.folder}/metrics"):
-            rows += self.codec.decode_metrics(self.files.read(f"{self.folder}/metrics/{name}"))
-        seen: dict[tuple[int, str], Row] = {}
-        for row in rows + self._rows:
-            seen.setdefault((row["step"], row["metric"]), row)
-        return sorted(seen.values(), key=lambda row: (row["step"], row["metric"]))
-
-    def _states(self) -> list[tuple[int, str]]:
-        out = []
-        for parent in (self.folder, f"{self.folder}/resume"):
-            for name in self.files.names(parent):
-                step = step_of(name) if name.startswith("step-") else None
-                if step is not None:
-                    out.append((step, f"{parent}/{name}"))
-        return sorted(out)
-
-    def load_latest(self, at_most: int | None = None) -> State | None:
-        for step, path in reversed(self._states()):
-            if at_most is None or step <= at_most:
-                found = read_committed(self.files, path)
-                if found is not None:
-                    facts, files = found
-                    return State(step, safetensors.torch.load(files[STATE]), facts["meta"])
+        """The committed result, or None. A result of an attempt that has been replaced is none."""
+        for number in reversed(self._numbers()):
+            if number <= (self.attempt or number) and is_claim(self._json(f"{attempt_folder(number)}/{CLAIM}")):
+                found = self._json(f"{attempt_folder(number)}/{RESULT}")
+                return found if isinstance(found, dict) and isinstance(found.get("status"), str) else None
         return None
 
-    def rewind(self, step: int) -> None:
-        """Drops metric parts and states newer than `step`: what an attempt that died had begun but not committed."""
-        for name in self.files.names(f"{self.folder}/metrics"):
-            if (step_of(name) or 0) > step:
-                self.files.delete(f"{self.folder}/metrics/{name}")
-        for state_step, path in self._states():
-            if state_step > step:
-                self.files.delete(path)
+    def metrics(self, seen: History | None = None) -> list[Row]:
+        """All points that count and those still in memory, one a (step, metric), by step. `seen`: a history read before."""
+        rows = [*self.read_parts((seen or self.history()).metric_parts), *self._rows]
+        points = {(row["step"], row["metric"]): row for row in rows}
+        return [points[key] for key in sorted(points)]
+
+    def read_parts(self, paths: Iterable[str]) -> Iterator[Row]:
+        """The points in metric parts; a damaged part is named in the log and passed over."""
+        for path in paths:
+            try:
+                yield from self.codec.decode_metrics(self.files.read(path))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s cannot be read and is left out (%s)", path, error)
+
+    def load_latest(self, at_most: int | None = None) -> State | None:
+        held, self._held = dict(self._held), {}
+        for at in sorted({*self.history().states, *held}, reverse=True):
+            if (at_most is None or at.step <= at_most) and (found := held.get(at) or self._state(at)) is not None:
+                return found
+        return None
+
+    def _state(self, at: StatePath) -> State | None:
+        found = read_committed(self.files, at.path)
+        if found is None or not isinstance(found[0].get("meta"), dict) or STATE not in found[1]:
+            return None
+        try:
+            return State(at.step, safetensors.torch.load(found[1][STATE]), found[0]["meta"])
+        except (safetensors.SafetensorError, ValueError, KeyError):
+            return None
 
     def checkpoint_steps(self) -> list[int]:
-        folder = f"{self.folder}/checkpoints"
-        steps = (step_of(name) for name in self.files.names(folder) if MANIFEST in self.files.names(f"{folder}/{name}"))
-        return [step for step in steps if step is not None]
+        return list(self.history().checkpoints)
 
-    def adopt(self, trunk: RunFolder, step: int, checkpoint_steps: Sequence[int]) -> None:
-        self._check_fence()
-        for at in checkpoint_steps:
-            path = f"checkpoints/{step_folder(at)}"
-            found = read_committed(trunk.files, f"{trunk.folder}/{path}")
-            if found is None:
-                trunk.files.delete(f"{trunk.folder}/{path}")
-                raise DamagedError(f"{trunk.folder}/{path}", at)
-            for name, data in found[1].items():
-                self.files.write(f"{self.folder}/{path}/{name}", data)
-            self.files.write(f"{self.folder}/{path}/{MANIFEST}", trunk.files.read(f"{trunk.folder}/{path}/{MANIFEST}"))
-        # the trunk is validated where any run of the family wants it; this run's curve has its own points only
-        own = set(checkpoint_steps)
-        rows = (row for row in trunk.metrics() if row["step"] <= step)
-        self._rows = [row for row in rows if not row["metric"].startswith("val_") or row["step"] in own]
-        self._commit_metrics(step)
+
+def _claimed(path: str) -> int | None:
+    folder, _, name = path.partition("/")
+    return attempt_of(folder) if name == CLAIM else None
+
+
+def read_json(files: Files, path: str) -> Any:
+    """The value in a JSON file; None where it is absent or damaged."""
+    try:
+        return json.loads(files.read(path))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def read_committed(files: Files, folder: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """The manifest and the files of a commit, or None where it is incomplete, truncated or altered."""
-    try:
-        facts = json.loads(files.read(f"{folder}/{MANIFEST}"))
-        contents = {name: files.read(f"{folder}/{name}") for name in facts["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    facts = read_manifest(files, folder)
+    if facts is None:
         return None
-    for name, data in contents.items():
-        entry = facts["files"][name]
+    contents: dict[str, bytes] = {}
+    for name, entry in facts["files"].items():
+        try:
+            data = files.read(f"{folder}/{name}")
+        except OSError:
+            return None
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             return None
+        contents[name] = data
     return facts, contents
+
+
+def read_manifest(files: Files, folder: str) -> dict[str, Any] | None:
+    """A commit's manifest; None where it is absent, damaged or of another shape."""
+    facts = read_json(files, f"{folder}/{MANIFEST}")
+    entries = facts.get("files") if isinstance(facts, dict) else None
+    if not isinstance(entries, dict):
+        return None
+    for name, entry in entries.items():
+        if "/" in name or not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
+            return None
+        if not isinstance(entry.get("sha256"), str):
+            return None
+    return cast(dict[str, Any], facts)
 
 
 def local_run(folder: str | os.PathLike[str]) -> RunFolder:

@@ -41,7 +41,8 @@ class Media(NamedTuple):
 class RunIO(Protocol):
     """Where one run (or one family's trunk) keeps its results. Only rank 0 calls it.
 
-    Nothing is visible to readers before it is committed; every commit checks that no newer attempt has claimed the run.
+    Nothing is visible to readers before it is committed; what an attempt commits after a newer one has claimed the run does not
+    count.
     """
 
     def log(self, step: int, samples: int, flops: float, metrics: Mapping[str, float]) -> None:
@@ -64,10 +65,6 @@ class RunIO(Protocol):
 
     def load_latest(self, at_most: int | None = None) -> State | None:
         """The newest valid state up to a step; one that fails its manifest is passed over."""
-        ...
-
-    def rewind(self, step: int) -> None:
-        """Drops what an attempt that died had written after `step` without committing a state for it."""
         ...
 
     def checkpoint_steps(self) -> Sequence[int]:

@@ -49,7 +49,8 @@ def read_examples(store: StudyStore, choice: Choice | None) -> dict[str, Losses]
     out: dict[str, Losses] = {}
     for key in (key for keys in choice.runs.values() for key in keys) if choice else ():
         try:
-            data = store.files.read(f"runs/{key}/val.parquet")
+            path = store.run(key).history().val_path
+            data = store.files.read(path or f"runs/{key}/val.parquet")
             out[key] = tables.read_parquet(pa.BufferReader(data))["loss"].to_numpy()
         except (OSError, ValueError, KeyError):
             continue

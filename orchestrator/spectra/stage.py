@@ -8,22 +8,25 @@ are keyed, so a second pass computes only what is missing; what cannot be read i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 from threadpoolctl import threadpool_limits
 
 from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.spectra import weights
+from scalespec.orchestrator.spectra.tensors import TensorFile, WeightsError
+from scalespec.orchestrator.store.files import open_files
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
-from scalespec.trainables.checkpoints import read_committed
 
 log = logging.getLogger("scalespec.spectra")
 
@@ -36,8 +39,8 @@ HERE_S = 4.0
 COMMIT_S = 10.0
 """Seconds of rows that a crash may cost."""
 
-FOLLOW_S = 5.0
-"""Seconds between two looks for new checkpoints while training goes on."""
+FILES_OPEN = 256
+"""Headers that a task remembers."""
 
 PROCESS_BYTES = 400 << 20
 """What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
@@ -60,6 +63,11 @@ class Reference:
     """run_key, step, samples."""
 
     @property
+    def keys(self) -> list[Key]:
+        """What its rows will be found under."""
+        return [(run_key, step, self.layer) for run_key, step, _ in self.owners]
+
+    @property
     def cost(self) -> float:
         others = (self.init is not None) + (self.previous is not None)
         return spectral.cost(self.shape, self.kind, decompositions=2 + others)
@@ -74,9 +82,11 @@ class Request:
     vectors: bool
 
 
-def references(store: StudyStore, checkpoints: pa.Table, every: str, done: set[Key]) -> list[Reference]:
-    """What is still to be computed of a study's checkpoints. `every`: checkpoint | last."""
-    rows = sorted(checkpoints.to_pylist(), key=lambda row: (row["run_key"], row["step"]))
+def references(
+    store: StudyStore, checkpoints: Iterable[Mapping[str, Any]], every: str, done: set[Key]
+) -> list[Reference]:
+    """What is still to be computed of these rows of the checkpoints table. `every`: checkpoint | last."""
+    rows = sorted((dict(row) for row in checkpoints), key=lambda row: (row["run_key"], row["step"]))
     by_run: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_run.setdefault(row["run_key"], []).append(row)
@@ -91,32 +101,35 @@ def references(store: StudyStore, checkpoints: pa.Table, every: str, done: set[K
             before = steps[at - 1]["sha256"] if at else ""
             groups.setdefault((row["sha256"], steps[0]["sha256"], before), []).append(row)
     out = []
-    layers: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    layers: dict[str, tuple[tuple[str, tuple[int, ...], str], ...]] = {}
     for group in groups.values():
         first = group[0]
         if first["run_key"] not in layers:
-            layers[first["run_key"]] = header(store, [row["path"] for row in by_run[first["run_key"]]])
-        for layer, shape in layers[first["run_key"]]:
+            layers[first["run_key"]] = layers_of(store, by_run[first["run_key"]])
+        for layer, shape, kind in layers[first["run_key"]]:
             owners = tuple(
                 (r["run_key"], r["step"], r["samples"]) for r in group if (r["run_key"], r["step"], layer) not in done
             )
-            kind = weights.layer_kind(layer, shape)
-            if owners and kind is not None:
+            if owners:
                 out.append(Reference(first["path"], layer, shape, kind, first["init"], first["previous"], owners))
     return out
 
 
-def header(store: StudyStore, paths: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a safetensors file: the first readable one, since a run's checkpoints have equal layers."""
-    for path in paths:
-        try:
-            data = store.files.read(path)
-            size = int.from_bytes(data[:8], "little")
-            entries = json.loads(data[8 : 8 + size])
-            return [(name, tuple(entry["shape"])) for name, entry in entries.items() if name != "__metadata__"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return []
+def layers_of(
+    store: StudyStore, checkpoints: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    """Name, shape and kind of each layer of a run: from the first readable checkpoint, since all of them have the same."""
+    for row in checkpoints:
+        with contextlib.suppress(WeightsError):
+            return _layers(store.root, row["path"], row["sha256"])
+    return ()
+
+
+@functools.lru_cache(maxsize=4096)
+def _layers(root: str, path: str, sha256: str) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    """Of one checkpoint, which never changes: read once in a process."""
+    tensors = TensorFile(open_files(root), path, committed=True).tensors
+    return tuple((found.tensor, found.shape, found.kind) for found in weights.layers(tensors))
 
 
 def blocks(refs: Sequence[Reference], cpus: int) -> list[list[Reference]]:
@@ -135,22 +148,21 @@ def blocks(refs: Sequence[Reference], cpus: int) -> list[list[Reference]]:
 
 def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str, Any]]:
     """The rows of one block. Never raises for what is in a file."""
-    store = StudyStore(request.root)
-    cache: dict[str, Any] = {}
+    files = open_files(request.root)
 
-    def tensors(path: str) -> Mapping[str, Any]:
-        if path not in cache:
-            if len(cache) > 3:
-                cache.clear()
-            cache[path] = _tensors(store, path)
-        return cache[path]  # type: ignore[no-any-return]
+    @functools.lru_cache(maxsize=FILES_OPEN)
+    def opened(path: str) -> TensorFile:
+        return TensorFile(files, path, committed=True)
+
+    def tensor(path: str, ref: Reference) -> Any:
+        return weights.oriented(opened(path).read(ref.layer), ref.layer)
 
     rows = []
     for ref in refs:
         base = {"layer": ref.layer, "profile": request.profile, "kind": ref.kind}
         try:
-            weight = tensors(ref.path)[ref.layer]
-            init, previous = (_same_shape(tensors, path, ref) for path in (ref.init, ref.previous))
+            weight = tensor(ref.path, ref)
+            init, previous = (_same_shape(tensor, path, ref) for path in (ref.init, ref.previous))
             found = spectral.layer_rows(
                 ref.layer,
                 weight,
@@ -172,28 +184,15 @@ def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str,
     return rows
 
 
-def _tensors(store: StudyStore, path: str) -> dict[str, Any]:
-    import safetensors.torch
-
-    found = read_committed(store.files, path.rpartition("/")[0])
-    if found is None:
-        raise OSError(f"{path}: missing, truncated or altered (its manifest does not match)")
-    try:
-        loaded = safetensors.torch.load(found[1][path.rpartition("/")[2]])
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path}: not a safetensors file ({error})") from error
-    return {name: value.float().numpy() for name, value in loaded.items() if value.ndim >= 2}
-
-
-def _same_shape(tensors: Callable[[str], Mapping[str, Any]], path: str | None, ref: Reference) -> Any:
+def _same_shape(read: Callable[[str, Reference], Any], path: str | None, ref: Reference) -> Any:
     """The layer in an earlier checkpoint; None where that one cannot be read, which costs only the distances."""
     if path is None or path == ref.path:
         return None
     try:
-        found = tensors(path).get(ref.layer)
-    except OSError:
+        found = read(path, ref)
+    except WeightsError:
         return None
-    return found if found is not None and tuple(found.shape) == tuple(ref.shape) else None
+    return found if tuple(found.shape) == tuple(ref.shape) else None
 
 
 def done_keys(store: StudyStore, profile: str) -> set[Key]:
@@ -227,14 +226,15 @@ def stored(store: StudyStore) -> pa.Table:
     return table.take(pa.array(sorted(last.values())))
 
 
-def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int) -> int:
+def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
     """Computes `refs` and commits the rows as they come. Returns the number of rows.
 
     Much work goes to Ray Data on `cpus` CPUs; little is done here, before a process elsewhere would have loaded its libraries.
+    `lent`: the CPUs belong to lanes that wait, so the tasks ask Ray for none and only their number is bounded.
     """
     here = sum(ref.cost for ref in refs) <= HERE_S
     count, pending, written = 0, [], time.monotonic()
-    for table in _here(refs, request) if here else _on_ray(refs, request, cpus):
+    for table in _here(refs, request) if here else _on_ray(refs, request, cpus, lent):
         pending.append(table)
         count += table.num_rows
         if time.monotonic() - written > COMMIT_S:
@@ -252,7 +252,7 @@ def _here(refs: Sequence[Reference], request: Request) -> Iterator[pa.Table]:
         yield tables.from_rows(rows, tables.SPECTRA)
 
 
-def _on_ray(refs: Sequence[Reference], request: Request, cpus: int) -> Iterator[pa.Table]:
+def _on_ray(refs: Sequence[Reference], request: Request, cpus: int, lent: bool) -> Iterator[pa.Table]:
     import ray.data
     from ray.data import ExecutionResources
 
@@ -269,7 +269,8 @@ def _on_ray(refs: Sequence[Reference], request: Request, cpus: int) -> Iterator[
         _analyse_batch,
         fn_kwargs={"request": asdict(request)},
         batch_size=1,
-        num_cpus=1,
+        num_cpus=0 if lent else 1,
+        compute=ray.data.TaskPoolStrategy(size=cpus),  # resource limits do not bound tasks without CPUs
         memory=memory,
         zero_copy_batch=True,
     )
@@ -295,6 +296,13 @@ def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
         store.files.write(f"spectra/part-{name}.parquet", data)
 
 
+def summary_of(store: StudyStore, run_keys: Sequence[str]) -> pd.DataFrame:
+    """The summaries of these runs, from what is computed so far."""
+    rows = stored(store)
+    mine = rows.filter(pa.compute.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
+    return tables.to_pandas(summary_table(mine))
+
+
 def summary_table(spectra: pa.Table) -> pa.Table:
     """One row a checkpoint: summaries that survive outliers.
 
@@ -311,29 +319,3 @@ def summary_table(spectra: pa.Table) -> pa.Table:
         }
         rows.append({**found, "run_key": run_key, "step": step, "profile": profile})
     return tables.from_rows(rows, tables.SPECTRA_SUMMARY)
-
-
-@contextlib.contextmanager
-def following(
-    find: Callable[[], list[Reference]], compute: Callable[[list[Reference], int], int], free_cpus: Callable[[], int]
-) -> Iterator[None]:
-    """Runs the stage beside a `with`, on checkpoints as they are committed, on as many CPUs as `free_cpus` says at the time."""
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(FOLLOW_S):
-            try:
-                free = free_cpus()
-                refs = find() if free else []
-                if refs:
-                    compute(refs, free)
-            except Exception:  # nothing is lost: the pass after training finds what this one left
-                log.exception("spectra while training")
-
-    thread = threading.Thread(target=follow, name="spectra", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

@@ -17,6 +17,7 @@ from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.engine.cluster import cpus_here
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.spectra import weights
+from scalespec.orchestrator.spectra.tensors import WeightsError
 
 Row = dict[str, Any]
 
@@ -28,8 +29,8 @@ def analyse_paths(paths: Sequence[str], profile: str) -> list[Row]:
     rows: list[Row] = []
     for name, members in _series(paths).items():
         try:
-            refs = [ref for path in members for ref in weights.references(_of_run(path), every=profile != spectral.WW)]
-        except weights.WeightsError as error:
+            refs = [ref for path in members for ref in weights.references(path, every=profile != spectral.WW)]
+        except WeightsError as error:
             raise InputError(str(error)) from error
         rows += [{**row, "run_key": name, "profile": profile} for row in _rows(refs, profile, Path(name).name)]
     return rows
@@ -54,8 +55,8 @@ def _series(paths: Sequence[str]) -> dict[str, list[Path]]:
 def _step(path: Path) -> int | None:
     """The step of a path that is one checkpoint; None for a series, a run, and what names no step."""
     try:
-        single = _of_run(path) == path and len(weights.checkpoints(path)) == 1
-    except weights.WeightsError:  # said where it is read
+        single = not weights.checkpoints_of_run(path) and len(weights.checkpoints(path)) == 1
+    except WeightsError:  # said where it is read
         return None
     return weights.step_of(path) if single else None
 
@@ -88,7 +89,7 @@ def _layer(steps: Sequence[weights.LayerRef], profile: str) -> list[tuple[weight
     for ref in steps:
         try:
             weight = weights.read(ref)
-        except weights.WeightsError as error:
+        except WeightsError as error:
             sides = sorted(ref.shape[:2], reverse=True)
             row: Row = {"layer": ref.layer, "kind": ref.kind, "rows": sides[0], "cols": sides[-1]}
             rows = [row | {"status": "unreadable", "error": str(error)}]
@@ -99,12 +100,6 @@ def _layer(steps: Sequence[weights.LayerRef], profile: str) -> list[tuple[weight
             previous = weight
         out.append((ref, [{**row, "step": ref.step} for row in rows]))
     return out
-
-
-def _of_run(path: Path) -> Path:
-    """The checkpoints of a run folder; other paths as they are."""
-    inner = path / "checkpoints"
-    return inner if inner.is_dir() and (path / "spec.json").exists() else path
 
 
 def _like(weight: Any, other: Any) -> Any:

@@ -1,14 +1,13 @@
 """Weights in files: what tensors a path holds, from headers alone, and one tensor at a time.
 
 A path is a safetensors file, a sharded one with its index, a Hugging Face folder, a torch file that loads without running code,
-or a folder of several of these as a series over steps. Nothing is read by unpickling.
+a run of a study, or a folder of several of these as a series over steps. Nothing is read by unpickling.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,11 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""safetensors names of what can be read; other dtypes are counters, masks or need scales that are elsewhere."""
-
-HEADER_LIMIT = 100 * 2**20
-"""safetensors itself refuses longer headers."""
+from scalespec.orchestrator.spectra.tensors import DTYPES, Stored, TensorFile, WeightsError
+from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.files import LocalFiles
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -43,10 +40,6 @@ EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
 NOT_WEIGHTS = re.compile(
     r"(?:^|[._])(?:bias|masked_bias|mask|running_mean|running_var|position_ids|inv_freq|rotary|buffer)[\w]*$"
 )
-
-
-class WeightsError(ValueError):
-    """A path that holds no weights that can be read safely, with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +66,22 @@ class LayerRef:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Layer:
+    """One tensor with at least one matrix, as `oriented` gives it."""
+
+    tensor: str
     shape: tuple[int, ...]
-    dtype: str
-    start: int
-    nbytes: int
+    kind: str
+    stored: Stored
+
+
+def layers(tensors: Mapping[str, Stored]) -> Iterator[Layer]:
+    """The weight tensors among those of a header, as stored."""
+    for name, stored in tensors.items():
+        shape = oriented_shape(stored.shape, name)
+        kind = layer_kind(name, shape)
+        if kind is not None and stored.dtype in DTYPES:
+            yield Layer(name, shape, kind, stored)
 
 
 def references(path: str | Path, *, every: bool = True) -> list[LayerRef]:
@@ -103,6 +107,8 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
         return [(step_of(path) or 0, path)]
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder")
+    if run := checkpoints_of_run(path):
+        return run
     if _index(path) or _single(path):
         return [(step_of(path) or 0, path)]
     files = _weight_files(path)
@@ -130,6 +136,13 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
     return sorted(series.items())
 
 
+def checkpoints_of_run(path: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the committed checkpoints of a study's run; none where the folder is something else."""
+    if not (path / "spec.json").is_file():
+        return []
+    return [(step, path / name) for step, name in RunFolder(LocalFiles(path), ".").history().checkpoints.items()]
+
+
 def step_of(path: Path) -> int | None:
     """The step in a name such as step-00001234, checkpoint-500, b_epoch07 or 1200; None where there is none."""
     _, match = _stem_and_step(path)
@@ -151,8 +164,13 @@ def _stem_and_step(path: Path) -> tuple[str, re.Match[str] | None]:
 def read(ref: LayerRef) -> NDArray[Any]:
     """The tensor as float32 (float64 if stored so); convolutions as out × in × kernel. Raises WeightsError."""
     file = Path(ref.file)
-    array = _read_safetensors(file, ref.tensor) if file.suffix == ".safetensors" else _read_torch(file, ref.tensor)
-    return _oriented(array, ref.tensor)
+    array = open_file(file).read(ref.tensor) if file.suffix == ".safetensors" else _read_torch(file, ref.tensor)
+    return oriented(array, ref.tensor)
+
+
+def open_file(file: Path) -> TensorFile:
+    """A safetensors file on this machine's disk."""
+    return TensorFile(LocalFiles(file.parent), file.name, shown=str(file))
 
 
 def _checkpoint(path: Path) -> Iterator[LayerRef]:
@@ -173,11 +191,9 @@ def _checkpoint(path: Path) -> Iterator[LayerRef]:
 
 
 def _file(file: Path) -> Iterator[LayerRef]:
-    for name, stored in (_header(file) if file.suffix == ".safetensors" else _torch_header(file)).items():
-        shape = oriented_shape(stored.shape, name)
-        kind = layer_kind(name, shape)
-        if kind is not None and stored.dtype in DTYPES:
-            yield LayerRef(str(file), name, layer_name(name), shape, stored.dtype, kind, stored.nbytes)
+    for found in layers(open_file(file).tensors if file.suffix == ".safetensors" else _torch_header(file)):
+        name, stored = layer_name(found.tensor), found.stored
+        yield LayerRef(str(file), found.tensor, name, found.shape, stored.dtype, found.kind, stored.nbytes)
 
 
 def layer_name(tensor: str) -> str:
@@ -205,7 +221,8 @@ def oriented_shape(shape: tuple[int, ...], tensor: str) -> tuple[int, ...]:
     return shape
 
 
-def _oriented(array: NDArray[Any], tensor: str) -> NDArray[Any]:
+def oriented(array: NDArray[Any], tensor: str) -> NDArray[Any]:
+    """A tensor as it is analysed; see `oriented_shape`."""
     if tensor.endswith("kernel") and array.ndim in (3, 4):
         return np.ascontiguousarray(np.moveaxis(array, (-1, -2), (0, 1)))
     return array.reshape(oriented_shape(array.shape, tensor))
@@ -252,60 +269,10 @@ def _index_files(index: Path) -> list[str]:
     return names
 
 
-def _header(file: Path) -> dict[str, _Stored]:
-    """What a safetensors file holds (https://huggingface.co/docs/safetensors), its size checked against its header."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        raw = stream.read(8)
-        length = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
-        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-            raise WeightsError(f"{file}: not a safetensors file, or cut off in its header; copy it again")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            found = {name: _entry(entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise WeightsError(f"{file}: not a safetensors file: its header cannot be parsed") from None
-    end = max((entry.start + entry.nbytes for entry in found.values()), default=0)
-    if end > size:
-        raise WeightsError(f"{file}: truncated: {size} bytes, its header promises {end}; copy it again")
-    return found
-
-
-def _entry(entry: Mapping[str, Any], data: int) -> _Stored:
-    start, stop = entry["data_offsets"]
-    shape = tuple(int(side) for side in entry["shape"])
-    dtype = entry["dtype"]
-    if start < 0 or stop < start or (dtype in DTYPES and stop - start != _bytes(shape, dtype)):
-        raise ValueError
-    return _Stored(shape, dtype, data + start, stop - start)
-
-
-def _bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPES[dtype]).itemsize
-
-
-def _read_safetensors(file: Path, tensor: str) -> NDArray[Any]:
-    stored = _header(file).get(tensor)
-    if stored is None:
-        raise WeightsError(f"{file}: no tensor {tensor}")
-    if stored.dtype not in DTYPES:
-        raise WeightsError(f"{file}: {tensor} is stored as {stored.dtype}, which needs scales; convert it to bf16")
-    # read, not mapped: a file that shrinks under a map ends the process
-    array = np.fromfile(file, DTYPES[stored.dtype], int(np.prod(stored.shape, dtype=np.int64)), offset=stored.start)
-    if array.size != np.prod(stored.shape, dtype=np.int64):
-        raise WeightsError(f"{file}: truncated while {tensor} was read; copy it again")
-    if stored.dtype == "BF16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    elif stored.dtype == "F16":
-        array = array.astype(np.float32)
-    return array.reshape(stored.shape)
-
-
-def _torch_header(file: Path) -> dict[str, _Stored]:
+def _torch_header(file: Path) -> dict[str, Stored]:
     names = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
     return {
-        name: _Stored(tuple(tensor.shape), names.get(str(tensor.dtype), str(tensor.dtype)), 0, tensor.nbytes)
+        name: Stored(tuple(tensor.shape), names.get(str(tensor.dtype), str(tensor.dtype)), 0, tensor.nbytes)
         for name, tensor in _torch_tensors(file).items()
     }
 
@@ -338,8 +305,15 @@ def _torch_tensors(file: Path) -> dict[str, Any]:
         if isinstance(candidate, Mapping):
             tensors = {str(name): value for name, value in candidate.items() if isinstance(value, torch.Tensor)}
             if any(value.ndim >= 2 for value in tensors.values()):
-                return tensors
+                return {name: _of_its_size(value, file, name) for name, value in tensors.items()}
     raise WeightsError(f"{file}: no state dict in it, nor under {', '.join(NESTED)}")
+
+
+def _of_its_size(tensor: Any, file: Path, name: str) -> Any:
+    """A small file can describe a tensor of any size by a stride of 0, and reading that would take all memory."""
+    if not tensor.is_sparse and tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise WeightsError(f"{file}: {name} is larger than what is stored of it; save it with .contiguous()")
+    return tensor
 
 
 def _is_zip(file: Path) -> bool:

@@ -7,7 +7,8 @@ import torch
 from scalespec.analysis.laws.effective_params import GPT2_TOKENIZERS, KAPLAN
 from scalespec.analysis.laws.effective_params import effective_params as of_arrays
 from scalespec.trainables import effective_params
-from scalespec.trainables.checkpoints import LocalFiles, RunFolder
+from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.loop import Trainer
 from studies import toy_grid
 

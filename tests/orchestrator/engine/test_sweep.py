@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from trained import Trained, prepared
+from trained import Trained, prepared, result_path
 
 from scalespec.orchestrator.engine.pack import attempt, drive_pack, words_of
 from scalespec.orchestrator.engine.sweep import NoRoomError, Sweep, check_room, results_of, train_packs
@@ -79,9 +79,10 @@ def test_nothing_starts_where_one_pack_has_no_room(tmp_path):
 def test_results_are_those_that_are_committed(tmp_path):
     study = prepared(tmp_path / "toy", **SMALL)
     first, second = (spec.run_key for spec in study.specs)
-    study.store.files.write(f"runs/{first}/result.json", b'{"status": "done"}')
-    study.store.files.write(f"runs/{second}/result.json", b'{"status": ')
-    assert results_of(study.store, [first, second, "absent"]) == {first: {"status": "done"}}
+    for key in (first, second):
+        study.store.run(key).finish({"status": "done", "steps": 1}, None)
+    study.store.files.write(result_path(study.store, second), b'{"status": ')
+    assert results_of(study.store, [first, second, "absent"]) == {first: {"status": "done", "steps": 1}}
 
 
 REMOTE = """ray::RayTrainWorker.run (pid=1)

@@ -22,6 +22,7 @@ from scalespec.orchestrator.engine.worker import STALLED_EXIT, Job, is_finished,
 from scalespec.trainables import loop
 from scalespec.trainables.checkpoints import FencedError, local_run
 from scalespec.trainables.errors import DataChangedError
+from scalespec.trainables.family import family_schedule
 from scalespec.trainables.rules.flops import Counts
 
 SMALL: dict[str, Any] = {
@@ -128,7 +129,7 @@ def test_the_last_words_of_an_earlier_session_are_not_those_of_a_later_one(lonel
     study = lonely(2)
     folder = study.store.run(study.specs[0].run_key)
     folder.claim("session-0")
-    study.store.files.write(f"{folder.folder}/last_words.json", b'{"error": "stalled: long ago"}')
+    study.store.files.write(f"{folder.path}/last_words.json", b'{"error": "stalled: long ago"}')
     for _ in range(2):
         assert in_a_process(study) == -9
     assert in_a_process(study) == 0
@@ -138,7 +139,7 @@ def test_the_last_words_of_an_earlier_session_are_not_those_of_a_later_one(lonel
 def test_a_result_that_was_cut_off_is_no_result(tmp_path):
     study = train(toy_with(tmp_path))
     before = results(study)
-    path = Path(study.store.root, "runs", study.specs[0].run_key, "result.json")
+    path = Path(study.store.root, study.store.run(study.specs[0].run_key).history().result_path)
     path.write_bytes(path.read_bytes()[:-20])
     assert results(study)[0] is None
     train(study, "session-2")
@@ -153,10 +154,10 @@ def test_an_attempt_that_was_replaced_commits_nothing(tmp_path, monkeypatch):
     claim = type(folder).claim
 
     def claimed_by_another_at_once(self, session):
-        epoch = claim(self, session)
-        if self.folder.startswith("runs/"):
-            self.files.create(f"{self.folder}/claims/{epoch + 1:06d}", b'{"session": "other", "time": 0}')
-        return epoch
+        attempt = claim(self, session)
+        if self.folder.startswith("runs/") and session != "other":
+            type(self)(self.files, self.folder).claim("other")
+        return attempt
 
     monkeypatch.setattr(type(folder), "claim", claimed_by_another_at_once)
     with pytest.raises(FencedError, match="attempt 2 has replaced attempt 1"):
@@ -207,7 +208,7 @@ def test_the_watchdog_ends_a_process_that_makes_no_step(tmp_path):
     process.start()
     process.join(60)
     assert process.exitcode == STALLED_EXIT
-    words = json.loads((tmp_path / "run/last_words.json").read_text())["error"]
+    words = json.loads((tmp_path / "run/e000001/last_words.json").read_text())["error"]
     assert words == "stalled: no step for 0.3 s (train.stall_timeout_s)"
 
 
@@ -222,7 +223,9 @@ def test_a_heart_that_beats_is_left_alone(tmp_path):
 def test_jobs_go_from_the_smallest_fraction_up_and_survive_json(tmp_path):
     study = toy_with(tmp_path)
     counts = {spec.run_key: study.grid.of(spec).counts(spec.width) for spec in study.specs}
-    jobs = jobs_of(study.specs, True, counts, [0, 16, 32])
+    schedule = family_schedule(study.specs, 512)
+    jobs = jobs_of(study.specs, schedule, counts)
+    assert {(job.trunk_kept, job.shares_trunk) for job in jobs} == {(schedule.trunk_kept, True)}
     assert [job.spec.data_fraction for job in jobs] == sorted(spec.data_fraction for spec in study.specs)
     for job in jobs:
         assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
@@ -242,7 +245,7 @@ def test_jobs_go_from_the_smallest_fraction_up_and_survive_json(tmp_path):
 def test_what_counts_as_finished(tmp_path, result, session, finished):
     folder = local_run(tmp_path / "run")
     if result is not None:
-        folder.files.write("run/result.json", json.dumps(result).encode())
+        folder.finish({**result, "steps": 1}, None)
     assert is_finished(folder, session) is finished
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,8 @@ from scalespec.orchestrator.spectra.stage import (
 )
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
 from scalespec.orchestrator.store.run_tables import checkpoints_table
-from scalespec.trainables.checkpoints import MANIFEST, WEIGHTS, manifest, step_folder
+from scalespec.trainables.checkpoints import manifest
+from scalespec.trainables.history import MANIFEST, WEIGHTS
 
 SMALL: dict[str, Any] = {
     "grid": {"width": [16], "data_fraction": ["1", "1/2"], "seed": [0, 1]},
@@ -71,16 +70,20 @@ def owned(refs: list[Reference]) -> list[tuple[str, int, str]]:
 def commit(study: Trained, run_key: str, step: int, weights: dict[str, torch.Tensor] | bytes) -> None:
     """Puts other weights under a valid manifest in place of a checkpoint."""
     data = weights if isinstance(weights, bytes) else safetensors.torch.save(weights)
-    folder = f"runs/{run_key}/checkpoints/{step_folder(step)}"
+    folder = path_of(study, run_key, step).rpartition("/")[0]
     facts = json.loads(study.store.files.read(f"{folder}/{MANIFEST}"))
     facts.pop("files"), facts.pop("schema_version")
     study.store.files.write(f"{folder}/{WEIGHTS}", data)
-    study.store.files.write(f"{folder}/{MANIFEST}", manifest({WEIGHTS: data}, **facts))
+    tensors = {} if isinstance(weights, bytes) else {WEIGHTS: weights}
+    study.store.files.write(f"{folder}/{MANIFEST}", manifest({WEIGHTS: data}, facts, tensors))
+
+
+def path_of(study: Trained, run_key: str, step: int) -> str:
+    return f"{study.store.run(run_key).history().checkpoints[step]}/{WEIGHTS}"
 
 
 def weights_of(study: Trained, run_key: str, step: int) -> dict[str, torch.Tensor]:
-    path = f"runs/{run_key}/checkpoints/{step_folder(step)}/{WEIGHTS}"
-    return safetensors.torch.load(study.store.files.read(path))
+    return safetensors.torch.load(study.store.files.read(path_of(study, run_key, step)))
 
 
 # -- references ----------------------------------------------------------------------------------------------------------
@@ -123,10 +126,10 @@ def test_a_reference_knows_its_start_and_its_predecessor(done):
     for ref in find(done):
         key, step, _ = ref.owners[0]
         steps = done.store.run(key).checkpoint_steps()
-        assert ref.path == f"runs/{key}/checkpoints/{step_folder(step)}/{WEIGHTS}"
-        assert ref.init == f"runs/{key}/checkpoints/{step_folder(0)}/{WEIGHTS}"
+        assert ref.path == path_of(done, key, step)
+        assert ref.init == path_of(done, key, 0)
         before = [s for s in steps if s < step]
-        assert ref.previous == (f"runs/{key}/checkpoints/{step_folder(before[-1])}/{WEIGHTS}" if before else None)
+        assert ref.previous == (path_of(done, key, before[-1]) if before else None)
 
 
 def test_every_last_takes_the_final_weights_only(done):
@@ -145,7 +148,7 @@ def test_nothing_is_referred_to_where_nothing_was_kept(tmp_path):
 def test_layers_are_read_from_the_first_checkpoint_that_can_be_read(study, data):
     before = owned(find(study))
     for spec in study.specs:
-        study.store.files.write(f"runs/{spec.run_key}/checkpoints/{step_folder(0)}/{WEIGHTS}", data)
+        study.store.files.write(path_of(study, spec.run_key, 0), data)
     assert sorted(owned(find(study))) == sorted(before)
 
 
@@ -219,28 +222,29 @@ def test_a_row_does_not_depend_on_what_else_is_computed_with_it(done):
 
 
 DAMAGES = {
-    "truncated": (lambda data: data[:-8], "OSError"),
-    "altered": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "OSError"),
-    "empty": (lambda data: b"", "OSError"),
+    "truncated": (lambda data: data[:-8], "truncated: its header promises", set(LAYERS)),
+    "altered": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "altered: ", {"inner.weight"}),
+    "another header": (lambda data: data.replace(b"inner", b"outer"), "altered: its header", set(LAYERS)),
+    "empty": (lambda data: b"", "not a safetensors file", set(LAYERS)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_error_rows_and_the_rest_is_computed(study, damage):
-    harm, error = DAMAGES[damage]
+    harm, error, layers = DAMAGES[damage]
     refs = find(study)
     key, step, _ = refs[0].owners[0]
-    path = f"runs/{key}/checkpoints/{step_folder(step)}/{WEIGHTS}"
+    path = path_of(study, key, step)
     study.store.files.write(path, harm(study.store.files.read(path)))
     rows = analyse_block(refs, request_of(study))
     assert Counter((row["run_key"], row["step"], row["layer"]) for row in rows) == Counter(owned(refs))
     bad = [row for row in rows if row["status"] == "unreadable"]
-    assert {(row["layer"]) for row in bad} == set(LAYERS)
+    assert {(row["layer"]) for row in bad} == layers
     assert {(row["run_key"], row["step"]) for row in bad} == {
         owner[:2] for r in refs if r.path == path for owner in r.owners
     }
     for row in bad:
-        assert row["error"].startswith(f"{error}: {path}: missing, truncated or altered")
+        assert row["error"].startswith(f"WeightsError: {path}: {error}")
         assert (row["rows"], row["cols"]) == tuple(sorted(LAYERS[row["layer"]], reverse=True))
     tables.from_rows(rows, tables.SPECTRA)
 
@@ -257,7 +261,7 @@ def test_a_vanished_checkpoint_is_error_rows(study):
 def test_a_vanished_start_costs_the_distances_only(study):
     key = study.specs[0].run_key
     refs = [r for r in find(study, "last") if r.owners[0][0] == key]
-    study.store.files.delete(f"runs/{key}/checkpoints/{step_folder(0)}")
+    study.store.files.delete(path_of(study, key, 0).rpartition("/")[0])
     for row in analyse_block(refs, request_of(study)):
         assert row["status"] == "too_small" if row["layer"] == "head.weight" else row["spectral_norm"] > 0
         assert row.get("distance_from_init") is None
@@ -428,36 +432,3 @@ def test_rows_of_an_older_minor_version_are_still_read(study):
     study.store.files.write("spectra/notes.txt", b"not a part")
     assert stage.stored(study.store).schema == tables.SPECTRA
     assert len(done_keys(study.store, WW)) == len(rows)
-
-
-# -- while training goes on ----------------------------------------------------------------------------------------------
-
-
-def test_the_stage_beside_training_outlives_what_goes_wrong(monkeypatch, caplog):
-    monkeypatch.setattr(stage, "FOLLOW_S", 0.01)
-    some, done, free = [ref(16, 0)], [], iter([0, 2, 2, 2])
-    answers = iter([OSError("the storage is away"), some, []])
-
-    def find() -> list[Reference]:
-        answer = next(answers, [])
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
-
-    before = threading.active_count()
-    with stage.following(find, lambda refs, cpus: done.append((refs, cpus)) or 0, lambda: next(free, 0)):
-        deadline = time.monotonic() + 20
-        while not done:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    assert done == [(some, 2)]
-    assert "the storage is away" in caplog.text
-    assert threading.active_count() == before
-
-
-def test_without_a_free_cpu_nothing_is_looked_for(monkeypatch):
-    monkeypatch.setattr(stage, "FOLLOW_S", 0.01)
-    asked: list[int] = []
-    with stage.following(lambda: pytest.fail("looked"), lambda refs, cpus: 0, lambda: asked.append(1) or 0):
-        time.sleep(0.2)
-    assert len(asked) > 1

@@ -9,11 +9,15 @@ import struct
 import numpy as np
 import pytest
 import torch
+from counted import Counted
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from scalespec.orchestrator.spectra import weights
-from scalespec.orchestrator.spectra.weights import WeightsError, layer_kind, layer_name, read, references, step_of
+from scalespec.orchestrator.spectra.tensors import TensorFile, WeightsError
+from scalespec.orchestrator.spectra.weights import layer_kind, layer_name, read, references, step_of
+from scalespec.trainables.checkpoints import local_run
+from scalespec.trainables.files import LocalFiles
 
 
 def normal(*shape, seed=0):
@@ -43,10 +47,15 @@ def test_a_safetensors_file_gives_its_matrices_from_the_header(tmp_path):
         np.testing.assert_array_equal(read(ref), MODEL[name])
 
 
-def test_no_tensor_is_read_to_list_them(tmp_path, monkeypatch):
+def test_a_list_costs_the_header_and_a_tensor_its_own_bytes(tmp_path):
     save_file(MODEL, tmp_path / "model.safetensors")
-    monkeypatch.setattr(np, "fromfile", lambda *a, **k: pytest.fail("a tensor was read"))
-    assert len(references(tmp_path)) == 3
+    files = Counted(LocalFiles(tmp_path))
+    file = TensorFile(files, "model.safetensors")
+    header = 8 + int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+    assert len(list(weights.layers(file.tensors))) == 3
+    assert files.bytes_read == header + 1  # and one byte from its end: is it whole?
+    file.read("wte.weight")
+    assert files.bytes_read == header + 1 + MODEL["wte.weight"].nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -183,6 +192,9 @@ def test_a_file_that_shrinks_after_it_was_listed_is_an_error_not_a_crash(tmp_pat
         b'{"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [-16, 0]}}',
         b'{"w": {"dtype": "F32", "shape": "no", "data_offsets": [0, 16]}}',
         b'{"w": {"dtype": 7, "shape": [2, 2], "data_offsets": "xx"}}',
+        b'{"w": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}',
+        b'{"w": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}',
+        b"[" * 100_000,
     ],
 )
 def test_a_forged_header_is_refused(tmp_path, header):
@@ -313,4 +325,52 @@ def test_a_type_that_needs_scales_is_not_listed_and_not_read(tmp_path):
     (ref,) = references(tmp_path / "m.safetensors")
     assert ref.layer == "v.weight"
     with pytest.raises(WeightsError, match="F8_E4M3"):
-        weights._read_safetensors(tmp_path / "m.safetensors", "w.weight")
+        weights.open_file(tmp_path / "m.safetensors").read("w.weight")
+
+
+def test_a_tensor_of_a_torch_file_that_is_larger_than_the_file_is_refused(tmp_path):
+    """Reading it would take all memory: 149 GiB from a file of 1.5 kB."""
+    torch.save({"w.weight": torch.zeros(1).expand(200_000, 200_000)}, tmp_path / "m.pt")
+    with pytest.raises(WeightsError, match="larger than what is stored"):
+        references(tmp_path / "m.pt")
+
+
+def committed(tmp_path):
+    run = local_run(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/spec.json").write_text("{}")
+    for step in (0, 4):
+        run.save_weights(step, step, 0.0, {"a.weight": torch.ones(8, 4), "b.weight": torch.full((6, 6), 2.0)}, {})
+    return run
+
+
+def test_a_run_is_the_series_of_its_committed_checkpoints(tmp_path):
+    run = committed(tmp_path)
+    run.files.delete(f"{run.path}/checkpoints/step-00000004/manifest.json")
+    assert [(ref.step, ref.layer) for ref in references(tmp_path / "run")] == [(0, "a.weight"), (0, "b.weight")]
+    # a newer attempt with nothing to go on from begins anew
+    local_run(tmp_path / "run").claim("session")
+    with pytest.raises(WeightsError, match=r"no \.safetensors"):
+        references(tmp_path / "run")
+
+
+def test_an_altered_tensor_is_found_and_its_neighbours_are_read(tmp_path):
+    run = committed(tmp_path)
+    path = tmp_path / run.history().checkpoints[4] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    found = {ref.layer: ref for ref in references(path)}
+    assert read(found["a.weight"]).sum() == 32
+    with pytest.raises(WeightsError, match=r"altered: b\.weight does not match the manifest"):
+        read(found["b.weight"])
+    path.write_bytes(path.read_bytes().replace(b"a.weight", b"c.weight"))
+    with pytest.raises(WeightsError, match="altered: its header"):
+        references(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}', '{"files": {"model.safetensors": {}}}', '{"n": 1}'])
+def test_a_foreign_manifest_beside_a_file_is_none(tmp_path, text):
+    save_file(MODEL, tmp_path / "model.safetensors")
+    (tmp_path / "manifest.json").write_text(text)
+    assert {ref.layer for ref in references(tmp_path)} == MATRICES
+    with pytest.raises(WeightsError, match="manifest is missing or damaged"):
+        _ = TensorFile(LocalFiles(tmp_path), "model.safetensors", committed=True).tensors

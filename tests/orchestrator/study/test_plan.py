@@ -15,8 +15,8 @@ from scalespec.orchestrator.study.plan import (
     make_plan,
     pack_units,
     probe,
+    schedules,
     speed_key,
-    steps_in,
     with_workers,
 )
 from scalespec.trainables.probe import Speed
@@ -78,7 +78,8 @@ def test_totals_add_up_and_nothing_is_lost():
     assert plan.disk_bytes == sum(run.disk_bytes for run in plan.runs)
     assert plan.flops_train == sum(run.flops_train for run in plan.runs)
     assert plan.cost_usd > 0
-    assert all(run.steps == steps_in(spec, grid) for run, spec in zip(plan.runs, grid.runs, strict=True))
+    steps = {run.run_key: run.steps for family in schedules(grid).values() for run in family.runs}
+    assert {run.run_key: run.steps for run in plan.runs} == steps
 
 
 def test_short_runs_are_warned_of():
@@ -133,5 +134,6 @@ def test_jobs_know_the_steps_of_their_whole_family():
     assert list(jobs) == [grid.runs[0].run_key]
     job = jobs[grid.runs[0].run_key]
     assert job.shares_trunk
-    assert {32, 64, 128} <= set(job.family_steps)
+    # 128 steps keep 0 16 32 64 128, 64 keep 0 8 16 32 64, 32 keep 0 4 8 16 32; a trunk ends at three quarters of each
+    assert job.trunk_kept == (0, 4, 8, 16, 32, 64)
     assert type(job).from_json(job.to_json()) == job
