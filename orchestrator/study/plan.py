@@ -88,14 +88,14 @@ class Plan:
         return _makespan([unit.seconds for unit in self.units], self.lanes)
 
     def followed_by(self, later: Plan) -> Plan:
-        """This plan and that of a later ask, as one."""
+        """This plan and that of a later ask, as one: the later one finds Ray, the data and its lanes there."""
         costs = (self.cost_usd, later.cost_usd)
         return replace(
             self,
             runs=self.runs + later.runs,
             units=self.units + later.units,
             lanes=max(self.lanes, later.lanes),
-            seconds=self.seconds + later.seconds,
+            seconds=self.seconds + later.training_seconds + later.spectra_seconds,
             spectra_seconds=self.spectra_seconds + later.spectra_seconds,
             disk_bytes=self.disk_bytes + later.disk_bytes,
             cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
