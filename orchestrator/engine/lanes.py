@@ -14,18 +14,15 @@ import logging
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from scalespec.orchestrator.engine.board import MOST_STARTS
 from scalespec.orchestrator.engine.queue import News, Queue
+from scalespec.orchestrator.engine.wishes import Wishes, is_local, words_of
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 
 COLLECTIVE_TIMEOUT_S = 600
-HEAD = {"node:__internal_head__": 0.001}
-"""A group's driver takes no CPU: with 0.01 of one each, two one-CPU lanes would run one after the other on two CPUs."""
-
 RESTARTS = 100
 """Of a DDP group; what kills one before it reaches the queue would go on for ever."""
 
@@ -52,21 +49,6 @@ class Settings:
     code_version: str | None
     fingerprint: str
     """Of the driver's own source: a worker with another one must not train."""
-
-
-@dataclass
-class Wishes:
-    """What the driver and Tune's thread share."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    wanted: collections.deque[dict[str, Any]] = field(default_factory=collections.deque)
-    alive: dict[str, int] = field(default_factory=dict)
-    """Lane → number of its workers, from the moment it is wanted until it has ended."""
-    ended: list[tuple[str, str]] = field(default_factory=list)
-    """(lane, why), until the driver has told the queue."""
-    idle_deaths: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Lane → deaths since its last claim of a run."""
-    finished: bool = False
 
 
 class Lanes:
@@ -186,11 +168,6 @@ def check_room(workers: int, machine: Machine) -> None:
         )
 
 
-def is_local(config: Mapping[str, Any]) -> bool:
-    """Whether the trial is itself the worker."""
-    return bool(config["workers"] == 1 and not config["use_gpu"])
-
-
 def drive_lane(config: dict[str, Any]) -> dict[str, Any]:
     """The Tune trial of one lane."""
     import ray.train
@@ -259,16 +236,3 @@ def work(config: dict[str, Any]) -> None:
     while isinstance(unit := ray.get(queue.take.remote(*asked, turn, group.rank == 0)), dict):
         worker.run(Job.from_json(job) for job in unit["jobs"])
         turn += 1
-
-
-def words_of(error: BaseException) -> str:
-    """What ended a lane, in one line: of a worker's error the last line, since the first ones are its traceback."""
-    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
-    cause = next((failures[rank] for rank in sorted(failures)), error)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else type(cause).__name__}"
-
-
-def stops(deaths: int) -> bool:
-    """Whether a lane that has died so often without claiming a run is given up."""
-    return deaths >= MOST_STARTS
