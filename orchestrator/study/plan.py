@@ -231,9 +231,7 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     if study.train.workers != AUTO:
         return grid
     families = {
-        key: members
-        for key, members in grid.families().items()
-        if all(speed_key(spec) in speeds for spec in members)
+        key: members for key, members in grid.families().items() if all(speed_key(spec) in speeds for spec in members)
     }
     found = schedules(grid)
     seconds = {
