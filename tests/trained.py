@@ -59,5 +59,12 @@ def train(study: Trained, session: str = "session-1") -> Trained:
     return study
 
 
+def result_path(store: StudyStore, run_key: str) -> str:
+    """Where the result that counts lies."""
+    path = store.run(run_key).history().result_path
+    assert path is not None
+    return path
+
+
 def trained(root: Path, **changes: Any) -> Trained:
     return train(prepared(root, **changes))

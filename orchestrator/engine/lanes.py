@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import collections
 import logging
-import re
 import socket
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from scalespec.orchestrator.engine.board import MOST_STARTS
 from scalespec.orchestrator.engine.queue import News, Queue
+from scalespec.orchestrator.engine.wishes import Wishes, is_local, words_of
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 
 COLLECTIVE_TIMEOUT_S = 600
-HEAD = {"node:__internal_head__": 0.001}
-"""A group's driver takes no CPU: with 0.01 of one each, two one-CPU lanes would run one after the other on two CPUs."""
 
 ANSWER_S = 60.0
 """An actor that does not answer for so long is gone, and with it the cluster."""
@@ -55,25 +52,6 @@ class Settings:
     code_version: str | None
     fingerprint: str
     """Of the driver's own source: a worker with another one must not train."""
-
-
-@dataclass
-class Wishes:
-    """What the driver and Tune's thread share."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    wanted: collections.deque[dict[str, Any]] = field(default_factory=collections.deque)
-    alive: dict[str, int] = field(default_factory=dict)
-    """Lane → number of its workers, from the moment it is wanted until the queue knows that it has ended."""
-    ended: list[tuple[str, str]] = field(default_factory=list)
-    """(lane, why), until the driver has told the queue."""
-    idle_deaths: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Lane → deaths since its last claim of a run."""
-    finished: bool = False
-
-    def left(self) -> set[str]:
-        """Lanes that are wanted or there."""
-        return self.alive.keys() - {lane for lane, _ in self.ended}
 
 
 class Lanes:
@@ -203,11 +181,6 @@ def check_room(workers: int, machine: Machine) -> None:
         )
 
 
-def is_local(config: Mapping[str, Any]) -> bool:
-    """Whether the trial is itself the worker."""
-    return bool(config["workers"] == 1 and not config["use_gpu"])
-
-
 def drive_lane(config: dict[str, Any]) -> None:
     """The Tune trial of one lane. What kills its workers is raised, so that Tune starts it again."""
     import ray.train
@@ -272,18 +245,3 @@ def work(config: dict[str, Any]) -> None:
     while isinstance(unit := ray.get(queue.take.remote(*asked, turn, group.rank == 0)), dict):
         worker.run(Job.from_json(job) for job in unit["jobs"])
         turn += 1
-
-
-def words_of(text: str) -> str:
-    """What ended a lane, in one line, from what Ray says of it: the last line, since the ones before are a traceback.
-
-    Of a group the first worker's error: the others often fail for want of it. Ray's guesses at why a process died are left out.
-    """
-    first, *ranks = re.split(r"^\[Rank .*\]:$", text, flags=re.MULTILINE)
-    lines = [line.strip() for line in (ranks or [first])[0].splitlines() if line.strip()]
-    return lines[-1].partition(" Some common causes include:")[0] if lines else "its process died"
-
-
-def stops(deaths: int) -> bool:
-    """Whether a lane that has died so often without claiming a run is given up."""
-    return deaths >= MOST_STARTS

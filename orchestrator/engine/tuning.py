@@ -13,7 +13,7 @@ from typing import Any
 from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.search import Searcher
 
-from scalespec.orchestrator.engine.lanes import HEAD, Wishes, is_local, stops, words_of
+from scalespec.orchestrator.engine.wishes import HEAD, Wishes, is_local, stops, words_of
 
 
 def resources(config: Mapping[str, Any]) -> PlacementGroupFactory:

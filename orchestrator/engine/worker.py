@@ -220,9 +220,10 @@ def _note(folder: RunFolder, words: str) -> None:
 def _last_words(folder: RunFolder, dead: Sequence[Mapping[str, Any]]) -> str | None:
     """Of the latest of these attempts that left any: why its worker ended."""
     for claim in reversed(dead):
-        found = read_json(folder.files, f"{folder.folder}/{attempt_folder(claim['attempt'])}/{LAST_WORDS}")
-        if isinstance(found, dict) and "error" in found:
-            return str(found["error"])
+        with contextlib.suppress(OSError):
+            found = read_json(folder.files, f"{folder.folder}/{attempt_folder(claim['attempt'])}/{LAST_WORDS}")
+            if isinstance(found, dict) and "error" in found:
+                return str(found["error"])
     return None
 
 

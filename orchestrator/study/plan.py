@@ -10,7 +10,7 @@ from typing import Any
 from scalespec.analysis import spectral
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import Study
-from scalespec.orchestrator.study.grid import Grid, data_key
+from scalespec.orchestrator.study.grid import Grid, data_key, warning_of
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 from scalespec.trainables.family import FamilySchedule, RunSchedule, family_schedule
@@ -225,11 +225,14 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     """The grid with `train.workers: auto` resolved, the same for all runs of a family.
 
     One worker each, as long as there are runs enough to fill the lanes. More only for a family that would take longer than
-    its share of the whole study and is worth twenty start-ups: it alone would be left running at the end.
+    its share of the whole study and is worth twenty start-ups: it alone would be left running at the end. A family whose speed
+    is not known has nothing left to train.
     """
     if study.train.workers != AUTO:
         return grid
-    families = grid.families()
+    families = {
+        key: members for key, members in grid.families().items() if all(speed_key(spec) in speeds for spec in members)
+    }
     found = schedules(grid)
     seconds = {
         key: sum(_family_seconds(members, found[key], grid, speeds).values()) for key, members in families.items()
@@ -241,8 +244,12 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
         batch = members[0].optim.batch_size
         while seconds[key] / chosen[key] > enough and 2 * chosen[key] <= slots and batch % (2 * chosen[key]) == 0:
             chosen[key] *= 2
-    runs = (replace(spec, train=replace(spec.train, workers=chosen[spec.family_key])) for spec in grid.runs)
+    runs = (_with_workers(spec, chosen.get(spec.family_key, 1)) for spec in grid.runs)
     return replace(grid, runs=tuple(runs))
+
+
+def _with_workers(spec: RunSpec, workers: int) -> RunSpec:
+    return spec if spec.train.workers == workers else replace(spec, train=replace(spec.train, workers=workers))
 
 
 def schedules(grid: Grid) -> dict[str, FamilySchedule]:
@@ -314,6 +321,8 @@ def _planned(
         warnings.append(f"only {steps} steps")
     if spec.schedule.warmup > 0.5 * examples * prepared.data.samples_per_example:
         warnings.append("warmup is more than half the run")
+    if workers := warning_of(spec):
+        warnings.append(workers)
     return PlannedRun(
         run_key=spec.run_key,
         family_key=spec.family_key,

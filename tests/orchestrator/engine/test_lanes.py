@@ -20,11 +20,10 @@ from scalespec.orchestrator.engine.lanes import (
     NoRoomError,
     Settings,
     check_room,
-    is_local,
-    words_of,
 )
 from scalespec.orchestrator.engine.probe import with_room_for_spectra
 from scalespec.orchestrator.engine.queue import News
+from scalespec.orchestrator.engine.wishes import is_local, words_of
 from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.study import plan
 from scalespec.orchestrator.study.resources import Machine
