@@ -50,6 +50,9 @@ RUNS = _schema(
     _field("seed", INT, "", "one number for the three streams: initialisation, order, dropout"),
     _field("batch_size", INT, "examples", "global batch size"),
     _field("lr", FLOAT, "", "peak learning rate after the batch rule, at the reference width"),
+    _field(
+        "reference_width", INT, "", "the width at which lr holds; the width rule carries it on from there", null=True
+    ),
     _field("lr_base", FLOAT, "", "optim.lr of the study, at the reference batch size"),
     _field("optimizer", STR, "", "optimizer name"),
     _field("schedule", STR, "", "learning-rate schedule name"),
@@ -72,6 +75,7 @@ RUNS = _schema(
     _field("val_loss_report_se", FLOAT, "nats", "its standard error", null=True),
     _field("val_accuracy", FLOAT, "", "share of correct predictions (tokens for text)", null=True),
     _field("train_loss_ema", FLOAT, "nats", "bias-corrected moving average of the training loss", null=True),
+    _field("role", STR, "", "result | probe: laws read results only; asks.parquet says which stage asked", null=True),
     _field("status", STR, "", "done | diverged | failed"),
     _field("error", STR, "", "typed reason and its text: " + ", ".join(ERROR_REASONS), null=True),
     _field("precision", STR, "", "fp32 | bf16"),
@@ -279,6 +283,15 @@ SPECTRA_SUMMARY = _schema(
     _field("reasons", STR, "", "why layers were left out, with counts", null=True),
 )
 
+ASKS = _schema(
+    _field("stage", STR, "", "name of the stage that asked; `grid` for a study of one grid"),
+    _field("ask", INT, "", "number of the ask, as in asks/000003.json"),
+    _field("round", INT, "", "position among the asks of its stage"),
+    _field("role", STR, "", "result | probe"),
+    _field("run_key", STR, "", "a run that it asked for; a run may be asked for by several"),
+    _field("why", STR, "", "in words"),
+)
+
 LAWS = _schema(
     _field("id", STR, "", "name of the fit within the study"),
     _field("form", STR, "", "chinchilla | power | frontier …"),
@@ -299,12 +312,32 @@ LAWS = _schema(
     _field("status", STR, "", "space-separated subset of: " + " ".join(FIT_STATUSES)),
 )
 
+EVIDENCE_FILE = "laws.parquet"
+"""Beside laws.json: what the intervals of the laws are made of."""
+
+LAW_EVIDENCE = _schema(
+    _field("id", STR, "", "the law, as in laws.json"),
+    _field(
+        "kind",
+        STR,
+        "",
+        "draw: a parameter in a bootstrap draw; residual: ln(observed) − ln(fitted) of a used point; influence: change of a"
+        " parameter without that point; column: a variable or the loss of a used point; widening: by how much intervals are"
+        " wider than the percentiles of the draws",
+    ),
+    _field("name", STR, "", "the parameter, or the variable; empty for residual and widening"),
+    _field("at", INT, "", "number of the draw or of the point, from 0"),
+    _field("key", STR, "", "name of the point: a run_key, or a budget", null=True),
+    _field("value", FLOAT, "", "NaN where a draw has none"),
+)
+
 TABLES: Mapping[str, pa.Schema] = {
     "runs": RUNS,
     "curves": CURVES,
     "checkpoints": CHECKPOINTS,
     "spectra": SPECTRA,
     "spectra_summary": SPECTRA_SUMMARY,
+    "asks": ASKS,
 }
 
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -313,6 +346,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "checkpoints": ("run_key", "step"),
     "spectra": ("run_key", "step", "layer", "profile"),
     "spectra_summary": ("run_key", "step", "profile"),
+    "asks": ("ask", "run_key"),
 }
 
 

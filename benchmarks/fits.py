@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from scalespec.analysis.laws import forms
+from scalespec.analysis.laws import chinchilla
 from scalespec.analysis.laws.huber import minimise
 from scalespec.analysis.laws.law import Array
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--published", type=int, default=40, help="resamples refitted the published way")
     options = parser.parse_args()
     n, d, loss, origin = points()
-    problem = forms.chinchilla({"n": n, "d": d}, loss)
+    problem = chinchilla.problem({"n": n, "d": d}, loss)
     began = time.perf_counter()
     tried = minimise(
         problem.model, np.log(loss), np.ones((1, len(n))), problem.starts, DELTA, problem.lower, problem.upper

@@ -28,7 +28,7 @@ from scalespec.analysis import tables
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.study.grid import expand
 from scalespec.trainables.family import checkpoint_steps, steps_of
-from scalespec.trainables.loop import Prepared
+from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.rules import scaling, schedules
 from scalespec.trainables.spec import RunSpec
 from scalespec.trainables.streams import order, seeded

@@ -1,4 +1,10 @@
-"""The guide as a site: `make docs`."""
+"""The guide as a site: `make docs`. The reference page of the study file is made anew from its definitions."""
+
+from pathlib import Path
+
+from scalespec.orchestrator.study.reference import markdown
+
+Path(__file__).with_name("reference").joinpath("keys.md").write_text(markdown(), encoding="utf-8")
 
 project = "scalespec"
 extensions = ["myst_parser"]

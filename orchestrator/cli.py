@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from scalespec.orchestrator.errors import InputError
-from scalespec.orchestrator.terminal.progress import console, say
+from scalespec.orchestrator.terminal.command import command
+from scalespec.orchestrator.terminal.progress import console, say, say_aside
 
 app = typer.Typer(
     name="scalespec",
@@ -21,6 +22,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import scalespec
+
+        print(f"scalespec {scalespec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Plan, run and read neural scaling-law studies."""
+
 
 StudyFile = Annotated[str, typer.Argument(help="the study's YAML file", metavar="STUDY")]
 StudyFolder = Annotated[str, typer.Argument(help="the study folder, STORAGE/STUDY", metavar="STUDY_DIR")]
@@ -34,25 +53,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 @app.command()
 def plan(study: StudyFile, set_: Overrides = None, storage: Storage = None, json_: AsJson = False) -> None:
     """Show every run with its size, steps, time, disk and cost, from a short probe on this machine; writes nothing."""
-    from scalespec.orchestrator import run
-    from scalespec.orchestrator.engine import cluster, worker
-    from scalespec.orchestrator.store.files import study_root
-    from scalespec.orchestrator.store.folder import StudyStore, free_bytes
-    from scalespec.orchestrator.study import grid
+    from scalespec.orchestrator.planning import plan_study
+    from scalespec.orchestrator.study import own_task
     from scalespec.orchestrator.study.file import load_study
     from scalespec.orchestrator.terminal import views
 
     loaded = load_study(study, set_ or ())
-    machine = cluster.this_machine()
-    points = grid.expand(loaded, gpus=machine.gpus > 0)
-    folder = StudyStore(study_root(storage or loaded.storage, loaded.name))
-    finished = {spec.run_key for spec in points.runs if worker.is_finished(folder.run(spec.run_key), "")}
-    todo = {spec.run_key for spec in points.runs} - finished
-    planned, _ = run.make_plan(loaded, points, todo, run.with_room_for_spectra(loaded, machine))
+    _, named = own_task.admit(study, loaded.task["name"])
+    if named:
+        say_aside(named)
+    found = plan_study(loaded, storage)
     if json_:
-        print(json.dumps({**planned.to_json(), "finished": sorted(finished)}, indent=1))
+        print(json.dumps({**found.plan.to_json(), "finished": found.finished}, indent=1))
         return
-    views.plan(planned, len(finished), free_bytes(folder))
+    views.plan(found.plan, len(found.finished), found.free_bytes)
 
 
 @app.command()
@@ -66,20 +80,18 @@ def run(
 ) -> None:
     """Run the whole study to its report. Run again, it does only what is missing."""
     from scalespec.orchestrator.engine import cluster
+    from scalespec.orchestrator.study import own_task
     from scalespec.orchestrator.study.file import load_study
 
-    load_study(study, set_ or ())  # what is wrong with the file is said before anything starts
+    loaded = load_study(study, set_ or ())  # what is wrong with the file is said before anything starts
+    paths, named = own_task.admit(study, loaded.task["name"])
+    if named:
+        say_aside(named)
     threading.Thread(target=_import_the_rest, daemon=True).start()
-    again = " ".join(
-        [
-            "scalespec run",
-            study,
-            *(f"--set '{item}'" for item in set_ or ()),
-            *(["--storage", storage] if storage else []),
-        ]
-    )
+    options = [word for item in set_ or () for word in ("--set", item)] + (["--storage", storage] if storage else [])
+    again = command("run", study, *options, *(["--address", address] if address else []))
     try:
-        with cluster.connected(address):
+        with cluster.connected(address, paths):
             from scalespec.orchestrator.run import run_study
 
             outcome = run_study(study, storage=storage, overrides=set_ or (), address=address)
@@ -94,19 +106,19 @@ def run(
 
 def _import_the_rest() -> None:
     """What a study needs beside Ray: importing it takes as long as starting Ray's processes, so both go on at once."""
-    for name in ("scalespec.orchestrator.run", "torch._dynamo"):  # the latter comes with the first optimizer
-        importlib.import_module(name)
+    importlib.import_module("scalespec.orchestrator.run")
 
 
 @app.command()
 def status(study_dir: StudyFolder, json_: AsJson = False) -> None:
     """Which runs are done, running, diverged, failed or missing, read from disk."""
     from scalespec.orchestrator import conclude
+    from scalespec.orchestrator.design import log
     from scalespec.orchestrator.store import run_tables
     from scalespec.orchestrator.terminal import views
 
-    loaded, store = conclude.open_study(study_dir)
-    found = run_tables.status_of(store, conclude.stored_specs(loaded, store))
+    _, store = conclude.open_study(study_dir)
+    found = run_tables.status_of(store, log.specs(log.read(store)))
     if json_:
         print(json.dumps(found, indent=1))
     else:
@@ -153,7 +165,7 @@ def fit(
         typer.Option(help="column: runs with one value share noise and are resampled together", metavar="COL"),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="chinchilla, kaplan, power, data-constrained or isoflop", metavar="FORM")
+        str, typer.Option(help="the law's form: chinchilla, power, isoflop …; any other word lists all", metavar="FORM")
     ] = "chinchilla",
     delta: Annotated[float | None, typer.Option(help="Huber threshold on log loss; default: measured or 1e-3")] = None,
     drop_highest: Annotated[int, typer.Option(help="leave out the K highest losses", metavar="K", min=0)] = 0,
@@ -181,7 +193,7 @@ def fit(
     if out is not None:
         verb.write(law, out)
     if plot is not None:
-        verb.draw(law, data, columns, plot, form, unit)
+        verb.draw(law, data, columns, plot, unit)
     if json_:
         print(json.dumps(law.to_json(), indent=1))
     else:
@@ -196,7 +208,7 @@ def analyze(study_dir: StudyFolder) -> None:
     from scalespec.orchestrator.terminal import views
 
     outcome = analyze_study(study_dir)
-    views.outcome(outcome, f"scalespec run {study_dir}/study.yaml", tracking=False)
+    views.outcome(outcome, command("run", f"{study_dir}/study.yaml"), tracking=False)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -238,6 +250,14 @@ def ui(
 
 
 @app.command()
+def schema() -> None:
+    """The JSON Schema of the study file, for editors."""
+    from scalespec.orchestrator.study.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command()
 def doctor(study: Annotated[str | None, typer.Argument(help="a study to check for", metavar="[STUDY]")] = None) -> None:
     """Versions, storage, tracking, GPUs and free disk of this node; each failure with its remedy."""
     from scalespec.orchestrator.doctor import examine
@@ -250,8 +270,6 @@ def doctor(study: Annotated[str | None, typer.Argument(help="a study to check fo
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: bad input is one line on standard error and exit code 2."""
-    # a task of the user's own lies where the command is given
-    sys.path.insert(0, os.getcwd())
     try:
         app(arguments, standalone_mode=True)
     except InputError as error:

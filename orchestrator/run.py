@@ -1,58 +1,75 @@
-"""`scalespec run`: a study from its YAML to its report, and `analyze` and `sync`, which repeat its later stations from disk."""
+"""`scalespec run`: the driver's loop. A finished run may lead to an ask, an ask to units for the lanes, until nothing is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import dataclasses
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from scalespec.orchestrator import conclude
-from scalespec.orchestrator.engine import cluster, sweep, worker
+from scalespec.orchestrator.design import log
+from scalespec.orchestrator.design.ask import Ask, DesignError, Seen
+from scalespec.orchestrator.design.stages import Stages
+from scalespec.orchestrator.engine import cluster
+from scalespec.orchestrator.engine.lanes import NoRoomError, check_room
+from scalespec.orchestrator.engine.probe import with_room_for_spectra
+from scalespec.orchestrator.engine.queue import News
+from scalespec.orchestrator.engine.work import Work
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.spectra import stage
-from scalespec.orchestrator.spectra.stage import following
+from scalespec.orchestrator.spectra.follow import Follower
 from scalespec.orchestrator.states import Outcome
 from scalespec.orchestrator.store import run_tables
 from scalespec.orchestrator.store.files import StorageError, check_writable, study_root
 from scalespec.orchestrator.store.folder import StudyStore, read_text
-from scalespec.orchestrator.store.lease import LeaseError, lease
-from scalespec.orchestrator.study import grid, plan
-from scalespec.orchestrator.study.file import Study, load_study, parse_study, to_yaml
-from scalespec.orchestrator.study.grid import Grid
+from scalespec.orchestrator.store.lease import Lease, LeaseError, lease
+from scalespec.orchestrator.store.watch import Event, Watcher
+from scalespec.orchestrator.study import own_task
+from scalespec.orchestrator.study.expand import Expander
+from scalespec.orchestrator.study.file import load_study, parse_study, to_yaml
 from scalespec.orchestrator.study.plan import Plan
 from scalespec.orchestrator.study.resources import Machine
-from scalespec.orchestrator.terminal.progress import Follow, duration, say
+from scalespec.orchestrator.study.study import Study
+from scalespec.orchestrator.terminal.progress import Progress, duration, say
 from scalespec.orchestrator.tracking import recorder as tracking
-from scalespec.orchestrator.version import code_version
-from scalespec.trainables.family import checkpoint_steps
-from scalespec.trainables.probe import Speed
 from scalespec.trainables.spec import RunSpec
 
-PROBE_S = 0.5
-"""Seconds of probing for each kind of run before it is packed."""
+LOOK_S = 1.0
+"""Seconds to wait for news of the lanes: the live view moves this often."""
+
+SWEEP_S = 30.0
+"""Seconds between two looks at every run in a lane, in case a word got lost."""
 
 
 def run_study(
     path: str, *, storage: str | None = None, overrides: Sequence[str] = (), address: str | None = None
 ) -> Outcome:
-    """The whole study. What is finished already is not done again.
+    """The whole study. What is finished is not done again.
 
     Raises InputError before anything is written, for whatever the user can mend.
     """
     study = load_study(path, overrides)
     if storage is not None:
-        study = study.model_copy(update={"storage": storage})
+        study = dataclasses.replace(study, storage=storage)
     try:
         store = StudyStore(study_root(study.storage, study.name))
         _refuse_other_study(store, study)
-        with cluster.connected(address) as found:
-            points = grid.expand(study, gpus=found.gpus > 0)
-            for workers in {spec.train.workers for spec in points.runs}:
-                sweep.check_room(workers, with_room_for_spectra(study, found))
+        paths, _ = own_task.admit(path, study.task["name"])
+        with cluster.connected(address, paths) as found:
+            points = Expander(gpus=found.gpus > 0)
+            certain, _ = Stages(study, points).known()
+            for workers in {spec.train.workers for spec in certain}:
+                check_room(workers, with_room_for_spectra(study, found))
             check_writable(store.root)
             with lease(store, say) as held:
-                return _drive(study, points, store, held.session, found)
-    except (StorageError, LeaseError, sweep.NoRoomError) as error:
+                store.files.write("study.yaml", to_yaml(study).encode())
+                driver = Driver(study, points, store, held, found)
+                driver.train()
+                return driver.conclude()
+    except (StorageError, LeaseError, NoRoomError) as error:
         raise InputError(str(error)) from error
 
 
@@ -62,135 +79,130 @@ def _refuse_other_study(store: StudyStore, study: Study) -> None:
         raise InputError(f"{store.root} holds a study of another task; change `name` or choose another --storage")
 
 
-def _drive(study: Study, points: Grid, store: StudyStore, session: str, found: Machine) -> Outcome:
-    store.files.write("study.yaml", to_yaml(study).encode())
-    todo = [spec for spec in points.runs if not worker.is_finished(store.run(spec.run_key), session)]
-    target = tracking.target_of(store, study.tracking.uri)
-    if target is None:
-        say(
-            "tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later"
-        )
-    recorder = tracking.Recorder(None if target is None else tracking.Tracker(store, target, study.name), points.runs)
-    recorder.start()
-    stage = Stage(study, points.runs, store)
-    if todo:
-        problems = _train(study, points, {spec.run_key for spec in todo}, stage, session, found)
-    else:
-        say(f"all {len(points.runs)} runs are finished; nothing to train")
-        problems = []
-    refs = stage.find()
-    if refs:
-        say(f"spectra: {len(refs)} matrices")
-        stage.compute(refs, found.cpus)
-    recorder.stop()
-    return conclude.conclude(study, points.runs, store, recorder, problems)
+class Driver:
+    """One study, from what is on disk to its last result. Recorder, spectra, progress and design follow one watcher."""
+
+    def __init__(self, study: Study, points: Expander, store: StudyStore, held: Lease, found: Machine) -> None:
+        self.study, self.store, self.held, self.found = study, store, held, found
+        self.design = Stages(study, points)
+        self.asks = log.retire(store, log.read(store), [stage.name for stage in study.stages])
+        self.work = Work(study, points, store.root, held.session, found)
+        self.watcher, self.progress = Watcher(store), Progress()
+        self.results: dict[str, Mapping[str, Any]] = {}
+        """Of the runs asked for: results that stand."""
+        self.problems: list[str] = []
+        self._news = True
+        """Whether something has come that the design has not seen."""
+        target = tracking.target_of(store, study.tracking.uri)
+        if target is None:
+            say("tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later")  # fmt: skip
+        self.recorder = tracking.Recorder(None if target is None else tracking.Tracker(store, target, study.name))
+        self.spectra = Follower(store, study.spectra.every, study.spectra.profile, study.spectra.vectors)
+
+    def train(self) -> None:
+        """Asks, trains and looks until the design wants nothing more, or nothing more can come."""
+        try:
+            with self.progress:
+                self._expect(log.specs(self.asks))  # with what earlier drivers have left
+                while self._ask():
+                    self._look()
+        finally:
+            self.problems += self.work.finish()
+        self.store.files.delete(".ray")
+        if not self.work.begun:
+            say(f"all {len(self.results)} runs are finished; nothing to train")
+
+    def conclude(self) -> Outcome:
+        """The spectra that are left, then tables, laws, report and MLflow."""
+        self.spectra.rest(self.found.cpus)
+        self.recorder.stop()
+        return conclude.conclude(self.study, self.asks, self.store, self.recorder, self.problems)
+
+    def _ask(self) -> bool:
+        """Commits and queues what the design wants now. False when the study is over, one way or another."""
+        spectra = self.spectra.busy
+        idle = not self.work.last.work and not spectra
+        if not (self._news or idle):
+            return True
+        self._news = False
+        try:
+            while (ask := self.design.ask(self._seen(), running=self.work.queued - set(self.results))).points:
+                self.asks.append(log.commit(self.store, ask, self.asks, self.design.dependents(ask.stage)))
+                self._expect(ask.points)
+                self._queue(ask, ask.points)
+            self._queue(ask, ask.left)  # asked for by a driver that is gone
+            idle = idle and not self.work.queued - set(self.results)
+        except DesignError as error:
+            self.problems += [] if str(error) in self.problems else [str(error)]
+            return not idle
+        if idle and not ask.done:
+            self.problems.append(ask.why)  # what it waits for was given up, or failed
+        return not (ask.done or idle)
+
+    def _seen(self) -> Seen:
+        return Seen(log.in_force(self.asks), self.results, self._tables)
+
+    def _expect(self, points: Sequence[RunSpec]) -> None:
+        """Runs that were asked for: those that are finished are results at once."""
+        self.recorder.expect(points)
+        self.spectra.expect(points)
+        self._take(self.watcher.begin(spec.run_key for spec in points if spec.run_key not in self.results))
+
+    def _queue(self, ask: Ask, points: Sequence[RunSpec]) -> None:
+        """Hands the lanes those of the points that have no result and were not handed out."""
+        known = {*self.results, *self.work.queued}
+        if todo := [spec for spec in points if spec.run_key not in known]:
+            planned = self.work.queue(points, todo, log.specs(self.asks))
+            assert self.work.planned is not None
+            self.store.write_json("plan.json", self.work.planned.to_json())
+            self._announce(ask, planned, len(points) - len(todo) if points is ask.points else len(self.results))
+
+    def _announce(self, ask: Ask, planned: Plan, before: int) -> None:
+        again = f", {before} finished before" if before else ""
+        stage = f" ({ask.why})" if self.study.design else ""
+        first = self.work.planned is planned
+        took = planned.seconds if first else planned.training_seconds
+        lanes = f"{len(planned.units)} units on {planned.lanes} lanes"
+        say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {lanes}, about {duration(took)}")
+        self.progress.expect({run.run_key: run.seconds for run in planned.runs}, planned.lanes)
+
+    def _look(self) -> None:
+        """Waits for news of the lanes and takes in what is on disk."""
+        if self.held.lost.is_set():
+            raise LeaseError("another driver has taken over this study; this one stops")
+        waiting = self.spectra.busy
+        news = self.work.news(LOOK_S)
+        if not self.work.begun:
+            time.sleep(LOOK_S)
+        self._take(self.watcher.look(_runs(news, sweep=self.watcher.due(SWEEP_S))))
+        self.spectra.lend(self.work.free_cpus())
+        self._news = self._news or (waiting and not self.spectra.busy)
+        self.progress.show()
+
+    def _take(self, events: Iterable[Event]) -> None:
+        """Events to everyone who follows."""
+        events = list(events)
+        steps: dict[str, int] = {}
+        for key in (event.run_key for event in events if event.what == "result"):
+            result = self.watcher.results[key]
+            if result.get("status") != "failed" or result.get("session") == self.held.session:
+                self.results[key], steps[key], self._news = result, int(result.get("steps") or 0), True
+                said = f" ({result['error']})" if result.get("error") else ""
+                self.progress.finished(key, f"{result['status']}{said}")
+        self.recorder.take({event.run_key for event in events})
+        self.spectra.take(events, steps)
+
+    def _tables(self, points: Sequence[RunSpec], needs: Collection[str]) -> Mapping[str, pd.DataFrame] | None:
+        """The named tables of these runs; None while their spectra are being computed."""
+        if "spectra_summary" in needs and self.spectra.missing(points):
+            return None
+        made: dict[str, pd.DataFrame] = run_tables.frames(self.store, points, needs)
+        if "spectra_summary" in needs:
+            made["spectra_summary"] = stage.summary_of(self.store, [spec.run_key for spec in points])
+        return made
 
 
-def _train(study: Study, points: Grid, keys: Collection[str], stage: Stage, session: str, found: Machine) -> list[str]:
-    """Plans and trains the runs named, with the spectral stage beside them. Returns what went wrong with packs."""
-    store, machine = stage.store, with_room_for_spectra(study, found)
-    planned, points = make_plan(study, points, keys, machine)
-    store.write_json("plan.json", planned.to_json())
-    todo = [spec for spec in points.runs if spec.run_key in keys]
-    for spec in todo:
-        store.write_spec(spec)
-    again = f", {len(points.runs) - len(todo)} finished before" if len(todo) < len(points.runs) else ""
-    say(
-        f"{planned.study}: {len(todo)} runs{again}, {len(planned.packs)} packs on {planned.lanes} lanes,"
-        f" about {duration(planned.seconds)}"
-    )
-    settings = sweep.Sweep(store.root, session, machine.cpus_per_worker, found.gpus > 0, code_version())
-    with (
-        following(stage.follow, stage.compute, lambda: _cpus_for_spectra(planned, store, found)),
-        Follow({run.run_key: run.seconds for run in planned.runs}, planned.lanes, lambda: _states(store, todo)),
-    ):
-        errors = sweep.train_packs(planned.packs, all_jobs(points, todo), settings, machine)
-    store.files.delete(".ray")
-    return [f"pack {index}: {text}" for index, text in errors.items()]
-
-
-def _cpus_for_spectra(planned: Plan, store: StudyStore, found: Machine) -> int:
-    """CPUs that the spectral stage may take while training goes on: one of four or more, else those of lanes run dry."""
-    if found.cpus >= 4:
-        return 1
-    left = sum(any(store.run(key).result() is None for key in pack.run_keys) for pack in planned.packs)
-    return max(0, planned.lanes - left)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The spectral stage of one study."""
-
-    study: Study
-    specs: Sequence[RunSpec]
-    store: StudyStore
-
-    def find(self) -> list[stage.Reference]:
-        """What is still to be computed of the checkpoints committed so far."""
-        if self.study.spectra.every == "never":
-            return []
-        done = stage.done_keys(self.store, self.study.spectra.profile)
-        return stage.references(
-            self.store, run_tables.checkpoints_table(self.store, self.specs), self.study.spectra.every, done
-        )
-
-    def follow(self) -> list[stage.Reference]:
-        """The same while training goes on, when no run's last checkpoint is known."""
-        return self.find() if self.study.spectra.every == "checkpoint" else []
-
-    def compute(self, refs: list[stage.Reference], cpus: int) -> int:
-        request = stage.Request(self.store.root, self.study.spectra.profile, self.study.spectra.vectors)
-        return stage.run_stage(self.store, refs, request, cpus)
-
-
-def with_room_for_spectra(study: Study, found: Machine) -> Machine:
-    """With four CPUs or more and training on CPUs, one is kept for the spectral stage."""
-    workers = 1 if study.train.workers == "auto" else study.train.workers
-    room = found.cpus >= 4 and found.cpus > workers * study.resources.cpus_per_worker
-    spare = 1 if study.spectra.every == "checkpoint" and room and not found.gpus else 0
-    return replace(found, cpus=found.cpus - spare, cpus_per_worker=study.resources.cpus_per_worker)
-
-
-def make_plan(study: Study, points: Grid, keys: Collection[str], machine: Machine) -> tuple[Plan, Grid]:
-    """The plan of the runs named, after a short probe on this machine, and the grid with its workers chosen."""
-    speeds = _speeds(study, points, machine)
-    points = plan.with_workers(study, points, speeds, machine)
-    return plan.make_plan(
-        study, points, [spec for spec in points.runs if spec.run_key in keys], speeds, machine
-    ), points
-
-
-def _speeds(study: Study, points: Grid, machine: Machine) -> dict[tuple[Any, ...], Speed]:
-    if machine.gpus and not cluster.this_machine().gpus:
-        # the head of a GPU cluster often has no GPU itself, and its CPU would take hours for one step
-        found: dict[tuple[Any, ...], Speed] = cluster.on_a_gpu(_probe_there, to_yaml(study), machine.cpus_per_worker)
-        return found
-    return plan.probe(points, points.runs, threads=machine.cpus_per_worker, seconds=PROBE_S)
-
-
-def _probe_there(text: str, threads: int) -> dict[tuple[Any, ...], Speed]:
-    points = grid.expand(parse_study(text, "study.yaml"), gpus=True)
-    return plan.probe(points, points.runs, threads=threads, seconds=PROBE_S)
-
-
-def all_jobs(points: Grid, todo: Sequence[RunSpec]) -> dict[str, worker.Job]:
-    """A job for each run; the steps at which a trunk keeps weights are those of the whole family, finished runs included."""
-    wanted = {spec.run_key for spec in todo}
-    jobs: dict[str, worker.Job] = {}
-    for family in points.families().values():
-        steps = sorted(
-            {s for spec in family for s in checkpoint_steps(plan.steps_in(spec, points), spec.train.checkpoints)}
-        )
-        counts = {spec.run_key: points.of(spec).counts(spec.width) for spec in family}
-        for job in worker.jobs_of(family, plan.shares_trunk(family), counts, steps):
-            if job.spec.run_key in wanted:
-                jobs[job.spec.run_key] = job
-    return jobs
-
-
-def _states(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, str]:
-    results = sweep.results_of(store, [spec.run_key for spec in specs])
-    return {
-        key: result["status"] + (f" ({result['error']})" if result.get("error") else "")
-        for key, result in results.items()
-    }
+def _runs(news: News, *, sweep: bool) -> list[str]:
+    """The runs to look at: those of which something was told, now and then all that are in a lane."""
+    told = {folder.removeprefix("runs/") for _, folder, _ in news.hints if folder.startswith("runs/")}
+    return sorted(told | set(news.running) if sweep else told)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import subprocess
+from pathlib import Path
 
 
 def code_version() -> str | None:
@@ -24,3 +27,14 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+@functools.cache
+def fingerprint() -> str:
+    """sha256 of scalespec's own source, 12 digits: two processes with equal ones run the same code."""
+    folders = {name: Path(__file__).parents[1] / name for name in ("analysis", "orchestrator", "trainables")}
+    digest = hashlib.sha256()
+    for name, folder in folders.items():
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(f"{name}/{file.relative_to(folder)}".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

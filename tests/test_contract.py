@@ -11,7 +11,13 @@ import pytest
 from scalespec.analysis import tables
 
 CONTRACT = Path(__file__).parents[1] / "docs" / "contract.md"
-SHOWN = {**tables.TABLES, "metrics/part-*": tables.METRICS_PART, "val": tables.VAL, "laws": tables.LAWS}
+SHOWN = {
+    **tables.TABLES,
+    "metrics/part-*": tables.METRICS_PART,
+    "val": tables.VAL,
+    "laws": tables.LAWS,
+    "laws.parquet": tables.LAW_EVIDENCE,
+}
 
 
 def markdown(schema: pa.Schema) -> list[str]:

@@ -256,23 +256,32 @@ class RunFolder:
 
     def adopt(self, trunk: RunFolder, step: int, checkpoint_steps: Sequence[int]) -> None:
         self._begin()
-        have = trunk.history().checkpoints
+        have, own, at_checkpoints = trunk.history(), set(checkpoint_steps), set[str]()
         for at in checkpoint_steps:
-            source = have.get(at)
-            found = None if source is None else read_committed(trunk.files, source)
-            if found is None:
+            source = have.checkpoints.get(at)
+            facts = None if source is None else self._copy(trunk, source, f"checkpoints/{step_folder(at)}")
+            if facts is None:
                 if source is not None:
                     trunk.files.delete(source)  # so that the trunk lacks it, and makes it again
                 raise DamagedError(source or f"{trunk.folder}: checkpoint {at}", at)
-            path = f"{self.path}/checkpoints/{step_folder(at)}"
-            for name, data in found[1].items():
-                self.files.write(f"{path}/{name}", data)
-            self.files.write(f"{path}/{MANIFEST}", json.dumps(found[0], indent=1).encode())
-        # the trunk is validated where any run of the family wants it; this run's curve has its own points only
-        own = set(checkpoint_steps)
-        rows = (row for row in trunk.metrics() if row["step"] <= step)
-        self._rows += [row for row in rows if not row["metric"].startswith("val_") or row["step"] in own]
+            at_checkpoints |= set(facts["metrics"])
+        for at, source in have.media.items():
+            if at <= step and (at in own or at not in have.checkpoints):
+                self._copy(trunk, source, f"media/{step_folder(at)}")
+        # the trunk is evaluated where any run of the family wants it; this run's curve has its own points only
+        rows = (row for row in trunk.metrics(have) if row["step"] <= step)
+        self._rows += [row for row in rows if row["metric"] not in at_checkpoints or row["step"] in own]
         self._commit_metrics(step)
+
+    def _copy(self, other: RunFolder, source: str, path: str) -> dict[str, Any] | None:
+        """Commits here what another folder has committed. Returns its manifest; None where it is not valid."""
+        found = read_committed(other.files, source)
+        if found is None:
+            return None
+        for name, data in found[1].items():
+            self.files.write(f"{self.path}/{path}/{name}", data)
+        self.files.write(f"{self.path}/{path}/{MANIFEST}", json.dumps(found[0], indent=1).encode())
+        return found[0]
 
     def _commit(
         self,

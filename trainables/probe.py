@@ -6,16 +6,21 @@ import contextlib
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.errors import DivergedError
 from scalespec.trainables.evals import validation
+from scalespec.trainables.family import run_schedule
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.group import Group
-from scalespec.trainables.loop import DivergedError, Prepared, Trainer
+from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.spec import RunSpec, ScheduleConfig
+from scalespec.trainables.training import Training
 
 
 @dataclass(frozen=True)
@@ -48,31 +53,38 @@ def measure(spec: RunSpec, prepared: Prepared, *, seconds: float = 1.0, threads:
 def _measure(spec: RunSpec, prepared: Prepared, folder: str, seconds: float) -> Speed:
     # no rule of a schedule may refuse a run that is cut short here
     spec = replace(spec, schedule=ScheduleConfig("constant"), train=replace(spec.train, resume_every_s=1e9))
-    Trainer(spec, prepared, RunFolder(LocalFiles(folder), "warm"))
+    steps = run_schedule(spec, prepared.data.train_examples, shares_trunk=False).steps
+    io = RunFolder(LocalFiles(folder), "probe")
+    Training(spec, prepared, steps)
     began = time.perf_counter()
-    trainer = Trainer(spec, prepared, RunFolder(LocalFiles(folder), "probe"))
+    training = Training(spec, prepared, steps)
     built = time.perf_counter() - began
-    _advance(trainer, min(3, trainer.steps))
+    _advance(training, min(3, steps), io)
     times: list[float] = []
-    while trainer.step < trainer.steps and (len(times) < 8 or sum(times) < seconds):
+    while training.step < steps and (len(times) < 8 or sum(times) < seconds):
         began = time.perf_counter()
-        _advance(trainer, trainer.step + 1)
+        _advance(training, training.step + 1, io)
         times.append(time.perf_counter() - began)
     data = prepared.data
     sample = replace(data, val=tuple(array[: validation.EVAL_BATCH] for array in data.val))
     began = time.perf_counter()
-    validation.evaluate(prepared.task, trainer.model, sample, Group.current(), spec.train.precision)
+    validation.evaluate(prepared.task, training.learner.model, sample, Group.current(), spec.train.precision)
     evaluated = (time.perf_counter() - began) / sample.val_examples
+    weights, state = training.learner.weights(), training.state().tensors
     began = time.perf_counter()
-    trainer.io.save_weights(trainer.step, trainer.samples, trainer.flops, trainer.weights(), {})
+    io.save_weights(training.step, training.samples, training.flops, weights, {})
     committed = time.perf_counter() - began
-    weights = sum(value.numel() * value.element_size() for value in trainer.weights().values())
-    state = sum(value.numel() * value.element_size() for value in trainer.state().tensors.values())
-    return Speed(statistics.median(times) if times else built, evaluated, committed, built, weights, state)
+    return Speed(
+        statistics.median(times) if times else built, evaluated, committed, built, _bytes(weights), _bytes(state)
+    )
 
 
-def _advance(trainer: Trainer, until: int) -> None:
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _advance(training: Training, until: int, io: RunFolder) -> None:
     """Steps that may diverge: they take their time all the same, and divergence is a result of the study, not of its plan."""
-    while trainer.step < until:
+    while training.step < until:
         with contextlib.suppress(DivergedError):
-            trainer.advance(until)
+            training.advance(until, io)

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.keys import keys_of
 from scalespec.trainables.spec import DataConfig, Scalar
 
 
@@ -54,7 +55,11 @@ class Task(Protocol):
     """A model family over width, with its data.
 
     `Options` is a frozen dataclass whose fields are the task's options with their defaults; all are scalars and any may
-    be an axis of the grid. An instance is made from one `Options`. Raise `VERSION` when the same spec gives other numbers.
+    be an axis of the grid. Its fields may tell bounds, a unit and a meaning by `trainables.keys.key`, or `born` in their
+    metadata: the value at which the option leaves a run's key as it is, so that a new option renames no run. An instance
+    is made from one `Options`. Raise `VERSION` when the same spec gives other numbers.
+
+    Optional: `evals`, a sequence of `trainables.evals.seam.Eval`: what is measured or shown of the model at steps.
     """
 
     VERSION: ClassVar[int]
@@ -113,37 +118,34 @@ def task_class(name: str) -> type[Task]:
 
 
 def make_task(name: str, options: Mapping[str, Scalar]) -> Task:
-    """The task with its options filled in and checked. Raises TaskError for an unknown option or a value of the wrong type."""
+    """The task of a run, from its options, checked. One that a run of an older version lacks is what it was born as.
+
+    Raises TaskError for an unknown option or a value that cannot be.
+    """
     cls = task_class(name)
-    return cls(cls.Options(**checked_options(name, cls, options)))
+    return cls(cls.Options(**checked_options(name, cls, {**born_options(cls), **options})))
+
+
+def born_options(cls: type[Task]) -> dict[str, Scalar]:
+    """The values at which options leave a run's key as it is, of those options whose definition tells one."""
+    return {key.name: key.born for key in keys_of(cls.Options).values() if key.born is not dataclasses.MISSING}
 
 
 def checked_options(name: str, cls: type[Task], options: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """All options of the task, given values over defaults, in the order of the class."""
-    fields = {f.name: f for f in dataclasses.fields(cls.Options)}
+    """All options of the task, given values over defaults, in the order of the class and in its types."""
+    known = keys_of(cls.Options)
     for key in options:
-        if key not in fields:
-            raise TaskError(f"task {name} has no option {key!r}; it has: {', '.join(fields) or 'none'}")
+        if key not in known:
+            raise TaskError(f"task {name} has no option {key!r}; it has: {', '.join(known) or 'none'}")
     out: dict[str, Scalar] = {}
-    for key, spec in fields.items():
+    for key, found in known.items():
         if key not in options:
-            if spec.default is dataclasses.MISSING:
+            if found.default is dataclasses.MISSING:
                 raise TaskError(f"task {name} needs the option {key!r}")
-            out[key] = spec.default
+            out[key] = found.default
             continue
-        out[key] = _coerced(name, key, options[key], spec.default)
+        try:
+            out[key] = found.check(options[key])
+        except ValueError as error:
+            raise TaskError(f"task {name}: option {key} {error}") from error
     return out
-
-
-def _coerced(task: str, key: str, value: Scalar, default: object) -> Scalar:
-    if isinstance(default, bool) or isinstance(value, bool):
-        fits = isinstance(value, bool) and isinstance(default, bool)
-    elif isinstance(default, float):
-        value, fits = (float(value), True) if isinstance(value, int | float) else (value, False)
-    elif isinstance(default, int):
-        fits = isinstance(value, int)
-    else:
-        fits = default is None or default is dataclasses.MISSING or isinstance(value, type(default))
-    if not fits:
-        raise TaskError(f"task {task}: option {key} must be a {type(default).__name__}, not {value!r}")
-    return value

@@ -5,7 +5,7 @@ A law is judged by extrapolation, not by its fit (https://arxiv.org/abs/2209.066
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from scalespec.analysis.laws.isoflop import budgets_of
 from scalespec.analysis.laws.law import Array, Law, positive
-from scalespec.analysis.laws.parametric import chinchilla_loss, fit_chinchilla, values
+from scalespec.analysis.laws.registry import AUTO, fit_form, form_of
 
 Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -93,29 +93,33 @@ class Backtest:
         }
 
 
-def backtest(table: Table, held_out: Mask, name: str, *, seed: int = 0, **options: Any) -> Backtest | None:
-    """Fits the parametric law to the runs not `held_out` [points] and predicts the others; None where it cannot be fitted.
+def backtest(
+    table: Table, held_out: Mask, name: str, *, form: str = AUTO, seed: int = 0, **options: Any
+) -> Backtest | None:
+    """Fits a law of N and D to the runs not `held_out` [points] and predicts the others; None where it cannot be fitted.
 
-    `options` are those of `fit_chinchilla`. The interval of a prediction combines the bootstrap draws of the law with residuals
-    of the fit, scaled up for the five fitted parameters.
+    `options` are those of `fitting.fit`. The interval of a prediction combines the bootstrap draws of the law with residuals
+    of the fit, scaled up for the five fitted parameters. Raises ValueError for a form that is no law of N and D.
     """
+    tested = form_of(form)
+    if not tested.of_size_and_data or tested.loss is None:
+        raise ValueError(f"backtest: the form {form} is no law of N and D")
     held_out = np.asarray(held_out, dtype=np.bool_)
     if not held_out.any() or held_out.all():
         return None
     train, test = table[~held_out], table[held_out]
-    law = fit_chinchilla(
-        train.n, train.d, train.loss, families=train.families, keys=train.keys, seed=seed, influence=False, **options
-    )
+    known = {"families": train.families, "keys": train.keys, "seed": seed, "influence": False}
+    law = fit_form(tested, {"n": train.n, "d": train.d}, train.loss, **known, **options)
     if not law.params:
         return None
-    lo, hi = _prediction_interval(law, test, np.random.default_rng(seed))
+    lo, hi = _prediction_interval(law, tested.loss, test, np.random.default_rng(seed))
     return Backtest(
         name=name,
         law=law,
         keys=test.keys,
         c=test.c,
         actual=test.loss,
-        predicted=np.asarray(chinchilla_loss(values(law), test.n, test.d)),
+        predicted=np.asarray(tested.loss(law.values, test.n, test.d)),
         lo=lo,
         hi=hi,
         ratio=float(test.c.max() / train.c.max()),
@@ -123,14 +127,16 @@ def backtest(table: Table, held_out: Mask, name: str, *, seed: int = 0, **option
     )
 
 
-def _prediction_interval(law: Law, test: Table, rng: np.random.Generator) -> tuple[Array, Array]:
+def _prediction_interval(
+    law: Law, loss: Callable[..., Any], test: Table, rng: np.random.Generator
+) -> tuple[Array, Array]:
     evidence = law.evidence
     if evidence is None or not evidence.draws:
         nothing = np.full(len(test.n), np.nan)
         return nothing, nothing
     column = {name: draw[:, None] for name, draw in evidence.draws.items()}
-    spread = np.log(chinchilla_loss(column, test.n, test.d))
-    middle = np.log(chinchilla_loss(values(law), test.n, test.d))
+    spread = np.log(loss(column, test.n, test.d))
+    middle = np.log(loss(law.values, test.n, test.d))
     residuals = evidence.residuals * np.sqrt(law.n_used / max(law.n_used - 5, 1))
     one_run = middle + (spread - middle) * evidence.widening + rng.choice(residuals, size=spread.shape)
     lo, hi = np.exp(np.quantile(one_run, [(1 - law.level) / 2, (1 + law.level) / 2], axis=0))

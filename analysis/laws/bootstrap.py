@@ -10,7 +10,7 @@ prediction from widened parameters would leave it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,10 +107,6 @@ class Clusters:
         return float(student * np.sqrt(1 + np.mean(1 / np.maximum(less, 1))))
 
 
-SCALES = frozenset({"A", "B", "K", "G", "k", "x_c", "n_c", "d_c", "r_d", "r_n"})
-"""Parameters that span decades: their intervals are widened in the logarithm."""
-
-
 def ends(value: Any, draws: Array, level: float, widening: float, *, log: bool) -> tuple[Array, Array]:
     """Both ends of the widened percentile interval of `value` [...], from the finite ones of `draws` [B, ...].
 
@@ -136,10 +132,14 @@ def interval(value: float, draws: Array | None, level: float, widening: float = 
 
 
 def intervals(
-    estimate: Mapping[str, float], draws: Mapping[str, Array], level: float, widening: float
+    estimate: Mapping[str, float],
+    draws: Mapping[str, Array],
+    level: float,
+    widening: float,
+    decades: Collection[str] = (),
 ) -> dict[str, Param]:
-    """The interval of every parameter."""
-    return {name: interval(v, draws.get(name), level, widening, log=name in SCALES) for name, v in estimate.items()}
+    """The interval of every parameter; of those in `decades` in the logarithm."""
+    return {name: interval(v, draws.get(name), level, widening, log=name in decades) for name, v in estimate.items()}
 
 
 def of_law(law: Law, quantity: Callable[[Mapping[str, Any]], Any], *, log: bool = True) -> tuple[Array, Array, Array]:

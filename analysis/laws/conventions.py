@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from scalespec.analysis.laws.bootstrap import of_law
+from scalespec.analysis.laws.chinchilla import cost_exponents, fit_chinchilla
 from scalespec.analysis.laws.law import Law, Param
-from scalespec.analysis.laws.parametric import cost_exponents, fit_chinchilla
 from scalespec.analysis.laws.study import usable
 
 N_CONVENTIONS = {

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from scalespec.analysis.laws import forms
+from scalespec.analysis.laws import chinchilla
 from scalespec.analysis.laws.fitting import fit
-from scalespec.analysis.laws.forms import Columns, Problem
+from scalespec.analysis.laws.form import Form, Parameter
 from scalespec.analysis.laws.law import Array, Law
+from scalespec.analysis.laws.problem import Columns, Problem
 
 _HALF_LIFE = (0.3, 1000.0)
 """Bounds of R_D* and R_N*, in repetitions. Published: 15.4 and 5.3."""
@@ -51,7 +52,7 @@ def fit_data_constrained(n: Any, d: Any, unique: Any, loss: Any, **options: Any)
 
     Needs runs with and without repetition: with `unique` ≥ `d` everywhere nothing determines r_d, and the status says so.
     """
-    return fit(_problem, {"n": n, "d": d, "u": unique}, loss, **options)
+    return fit(FORM, {"n": n, "d": d, "unique": unique}, loss, **options)
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ class _Repeated:
 
     def log_loss(self, theta: Array) -> Array:
         p = {name: value[:, None] for name, value in self.params(theta).items()}
-        fitted = data_constrained_loss(p, self.columns["n"], self.columns["d"], self.columns["u"])
+        fitted = data_constrained_loss(p, self.columns["n"], self.columns["d"], self.columns["unique"])
         return np.asarray(np.log(np.maximum(fitted, 1e-300)))
 
     def derivatives(self, theta: Array) -> tuple[Array, Array, Array | None]:
         p = {name: value[:, None] for name, value in self.params(theta).items()}
         n, d, alpha, beta = self.columns["n"], self.columns["d"], p["alpha"], p["beta"]
-        used = np.minimum(self.columns["u"], d)
+        used = np.minimum(self.columns["unique"], d)
         best = _optimal_size(p, used)
         base = np.minimum(best, n)
         size, size_base, size_r = _effective_slopes(n, base, p["r_n"])
@@ -122,8 +123,9 @@ def _effective_slopes(d: Any, used: Any, r_star: Any) -> tuple[Any, Any, Any]:
     return effective, to_base, to_r
 
 
-def _problem(columns: Columns, loss: Array) -> Problem:
-    plain = forms.chinchilla(columns, loss)
+def problem(columns: Columns, loss: Array) -> Problem:
+    """θ of `_Repeated`: Chinchilla's starts, once with short and once with long half-lives."""
+    plain = chinchilla.problem(columns, loss)
     model = _Repeated(
         columns, float(np.log(columns["n"]).mean()), float(np.log(columns["d"]).mean()), float(loss.min())
     )
@@ -134,14 +136,32 @@ def _problem(columns: Columns, loss: Array) -> Problem:
 
     starts = np.concatenate([with_half_lives(plain.starts[::4], np.log(r)) for r in ((5.0, 5.0), (40.0, 20.0))])
     return Problem(
-        form="data_constrained",
         model=model,
         starts=starts,
         lower=with_half_lives(plain.lower, (half[0], half[0])),
         upper=with_half_lives(plain.upper, (half[1], half[1])),
         names=("A", "B", "E", "r_d", "r_n", "alpha", "beta"),
-        exponents=("alpha", "beta", "r_d"),
         params=model.params,
-        distinct={"n": 3, "d": 3, "u": 2},
+        distinct={"n": 3, "d": 3, "unique": 2},
         minimum=8,
     )
+
+
+FORM = Form(
+    name="data_constrained",
+    title="Law for repeated data",
+    equation="E + A·N′^−α + B·D′^−β",
+    source="https://arxiv.org/abs/2305.16264",
+    variables=("n", "d", "unique"),
+    parameters={
+        **{name: chinchilla.FORM.parameters[name] for name in ("E", "A", "B", "alpha", "beta")},
+        "r_d": Parameter("R_D*", "after so many repetitions a sample is worth 1/e of a new one", decades=True),
+        "r_n": Parameter("R_N*", "the same for parameters beyond what unique data can use", decades=True),
+    },
+    exponents=("alpha", "beta", "r_d"),
+    problem=problem,
+    loss=data_constrained_loss,
+    slopes={"n": "alpha", "d": "beta"},
+    cards=("alpha", "beta", "E", "r_d"),
+    picture="repetition",
+)

@@ -1,4 +1,8 @@
-"""One road for every parametric law: check, many starts, basins, influence, bootstrap over families, status."""
+"""One road for every parametric law: check, many starts, basins, influence, bootstrap over families, status.
+
+The derivations of the steps stand where they are computed: the solver in `huber`, a law's derivatives in `models`, its starts in
+`problem`, resampling and intervals in `bootstrap`, leaving points out in `influence`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from scalespec.analysis.laws import bootstrap
-from scalespec.analysis.laws.forms import Columns, Problem
-from scalespec.analysis.laws.huber import NEAR, InLoss, Model, Solution, minimise
+from scalespec.analysis.laws import influence as leaving_out
+from scalespec.analysis.laws.form import Form
+from scalespec.analysis.laws.huber import NEAR, Solution, minimise
 from scalespec.analysis.laws.law import Array, Evidence, FitStatus, Law, Param, positive
+from scalespec.analysis.laws.models import InLoss, Model
 from scalespec.analysis.laws.noise import default_delta, seed_noise
+from scalespec.analysis.laws.problem import Columns, Problem
 
 NARROW = 4.0
 """A variable that spans less than this factor cannot show an exponent."""
@@ -19,12 +26,10 @@ FLAT = 3.0
 """An exponent whose interval spans more than this factor is not determined."""
 SAME_BASIN = 1e-6
 """Relative difference of objectives below which two starts ended in the same basin."""
-EXACT_INFLUENCE = 600
-"""Up to so many points each is left out and the law refitted; beyond, one Newton step stands in for the refit."""
 
 
 def fit(
-    build: Callable[[Columns, Array], Problem],
+    form: Form,
     columns: Columns,
     loss: Any,
     *,
@@ -35,14 +40,16 @@ def fit(
     seed: int = 0,
     level: float = 0.95,
     influence: bool = True,
-    residual: Literal["log", "loss"] = "log",
+    residual: Literal["log", "loss"] | None = None,
     derived: Callable[[dict[str, Array]], dict[str, Array]] | None = None,
 ) -> Law:
-    """Fits the law that `build` makes of `columns` (name → [n]) and `loss` [n].
+    """Fits the law that `form.problem` makes of `columns` (name → [n]) and `loss` [n].
 
     `families` [n] labels the points that are resampled together (default: every point alone), `keys` [n] names the points,
-    `delta` is the Huber threshold on ln loss (default: `noise.default_delta`), `influence` refits without each point,
-    `residual` says whether the objective sees ln loss or the loss itself (its threshold is then in units of loss), `derived` adds parameters that follow from the fitted ones. Raises ValueError on values that are not positive numbers; a bad fit is a status, not an error.
+    `delta` is the Huber threshold on ln loss (default: the form's, else `noise.default_delta`), `influence` refits without each
+    point, `residual` says whether the objective sees ln loss or the loss itself (default: the form's; its threshold is then in
+    units of loss), `derived` adds parameters that follow from the fitted ones. Raises ValueError on values that are not
+    positive numbers; a bad fit is a status, not an error.
     """
     loss = positive("loss", loss)
     columns = {name: positive(name, values) for name, values in columns.items()}
@@ -55,9 +62,15 @@ def fit(
     if len(names) != len(loss):
         raise ValueError(f"keys: {len(names)} names for {len(loss)} points; give one a point")
     clusters = bootstrap.Clusters.of(families, names, columns.get("n"))
+
+    # 1. The Huber threshold δ: where a residual stops being noise and starts being an outlier. The measured spread between
+    #    seeds where cells repeat; the form's own where its authors chose one.
     noise = seed_noise(loss, *columns.values()) if len(loss) else None
+    delta = delta if delta is not None else form.delta
     delta = delta if delta is not None else (default_delta(noise) if noise else None)
     common: dict[str, Any] = {
+        "id": form.name,
+        "form": form.name,
         "target": "loss",
         "level": level,
         "resampling": f"{resamples} bootstrap draws over {clusters.unit}",
@@ -65,20 +78,21 @@ def fit(
         "delta": delta,
         **{f"{name}_column": name for name in columns if name in ("n", "d", "c")},
     }
-    problem = build(columns, loss) if len(loss) else None
+    assert form.problem is not None
+    problem = form.problem(columns, loss) if len(loss) else None
     if problem is None or delta is None or _too_few(problem, columns, loss):
-        form = problem.form if problem else "none"
         if problem:
             common["diagnostics"] = {
                 "minimum_points": problem.minimum,
                 "distinct": {name: len(np.unique(columns[name])) for name in problem.distinct},
                 "minimum_distinct": dict(problem.distinct),
             }
-        return Law(id=form, form=form, params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common)
+        return Law(params={}, n_used=0, status=frozenset({FitStatus.TOO_FEW_POINTS}), **common)
 
     log_loss = np.log(loss)
-    model: Model = problem.model if residual == "log" else InLoss(problem.model)
-    observed = log_loss if residual == "log" else loss
+    in_logs = (residual or form.residual) == "log"
+    model: Model = problem.model if in_logs else InLoss(problem.model)
+    observed = log_loss if in_logs else loss
     ones = np.ones((1, len(loss)))
 
     def solve(weights: Array, starts: Array) -> Solution:
@@ -88,12 +102,18 @@ def fit(
         values = problem.params(theta)
         return {**values, **derived(values)} if derived else values
 
+    # 2. Every start [S, p] is followed to its own minimum, and the lowest is the fit: the objective is not convex, and one
+    #    start finds what lies beside it. θ [p] are the solver's coordinates, `estimate` the parameters that people quote.
     tried = solve(ones, problem.starts)
     best = int(np.argmin(tried.objective))
     theta = tried.theta[best]
     estimate = {name: float(value[0]) for name, value in params_of(theta[None]).items()}
-    residuals = log_loss - problem.model.log_loss(theta[None])[0]
+    residuals = (
+        log_loss - problem.model.log_loss(theta[None])[0]
+    )  # [n], relative: .01 is one percent, whatever was minimised
 
+    # 3. The draws. Each resample of the families is a row of weights [B, n] (how often a point was drawn, zero included) on
+    #    the same points, so all are refitted in one call, from the fit itself: a resample moves the minimum little.
     rng = np.random.default_rng(seed)
     enough = clusters.count >= bootstrap.MINIMUM_FAMILIES and resamples >= bootstrap.MINIMUM_DRAWS
     draws: dict[str, Array] = {}
@@ -109,12 +129,15 @@ def fit(
             "none asked for" if resamples < bootstrap.MINIMUM_DRAWS else f"{clusters.unit} are too few to resample"
         )
 
+    # 4. Leaving points out, one at a time: [n] changes of every parameter.
     moved: dict[str, Array] = {}
     if influence:
-        left_out = _leave_one_out(problem, model, solve, theta, observed, delta, params_of)
+        left_out = leaving_out.leave_one_out(problem, model, solve, theta, observed, delta, params_of)
         moved = {name: values - estimate[name] for name, values in left_out.items()}
+
+    # 5. Intervals from the draws, and what a reader needs to judge the fit.
     widening = clusters.widening(level)
-    params = bootstrap.intervals(estimate, draws, level, widening)
+    params = bootstrap.intervals(estimate, draws, level, widening, form.decades)
     diagnostics = {
         "gradient": float(tried.gradient[best]),
         "starts": len(tried.objective),
@@ -133,14 +156,14 @@ def fit(
         **{f"{name}_range": float(values.max() / values.min()) for name, values in columns.items()},
     }
     if influence:
-        diagnostics["influence"] = _most_influential(problem, moved, params, names)
-        diagnostics["left_out"] = _left_out_sets(problem, solve, theta, loss, moved, params, names, params_of)
+        diagnostics["influence"] = leaving_out.most_influential(form.exponents, moved, params, names)
+        diagnostics["left_out"] = leaving_out.left_out_sets(
+            problem, form.exponents, solve, theta, loss, moved, params, names, params_of
+        )
     return Law(
-        id=problem.form,
-        form=problem.form,
         params=params,
         n_used=len(loss),
-        status=_status(problem, tried, best, columns, params, diagnostics),
+        status=_status(form, tried, best, columns, params, diagnostics),
         objective=float(tried.objective[best]),
         diagnostics=diagnostics,
         evidence=Evidence(draws, residuals, names, widening, moved, {**columns, "loss": loss}),
@@ -156,6 +179,7 @@ def _too_few(problem: Problem, columns: Columns, loss: Array) -> bool:
 
 def _usable(problem: Problem, columns: Columns) -> Callable[[Array], np.ndarray[Any, np.dtype[np.bool_]]]:
     """A draw can be fitted where each variable keeps the distinct values that the law needs."""
+    # one column a distinct value, 1 where a point has it, [n, values]: weights @ indicators counts how often it was drawn
     indicators = {
         name: np.equal.outer(np.unique(columns[name]), columns[name]).T.astype(np.float64) for name in problem.distinct
     }
@@ -170,7 +194,11 @@ def _usable(problem: Problem, columns: Columns) -> Callable[[Array], np.ndarray[
 
 
 def _basins(tried: Solution, best: int, params_of: Callable[[Array], dict[str, Array]]) -> dict[str, Any]:
-    """Share of starts that reached the best objective, and the best objective that is a different minimum."""
+    """Share of starts that reached the best objective, and the best objective that is a different minimum.
+
+    `next_basin` is that objective relative to the best: a second minimum within a percent, at other exponents, is a second law
+    that the data cannot rule out. Starts that did not converge are no minimum.
+    """
     lowest = tried.objective[best]
     same = tried.objective <= lowest * (1 + SAME_BASIN) + 1e-18
     out: dict[str, Any] = {"share_best": float(same.mean()), "next_basin": None, "next_basin_params": None}
@@ -185,7 +213,12 @@ def _basins(tried: Solution, best: int, params_of: Callable[[Array], dict[str, A
 
 
 def _sensitivity(problem: Problem, theta: Array) -> dict[str, Any]:
-    """Condition number of JᵀJ with unit diagonal in the centred coordinates, and the coordinates that change nothing."""
+    """Condition number of JJᵀ with unit diagonal in the centred coordinates, and the coordinates that change nothing.
+
+    J [p, n] is the change of ln L at each point with each coordinate. With rows of unit length JJᵀ holds the cosines between
+    them, so the number does not depend on units: 1 where every coordinate has its own trace in the data, huge where two cannot
+    be told apart (Belsley, Kuh & Welsch 1980, ch. 3). A coordinate at its bound is no part of it.
+    """
     _, jacobian, _ = problem.model.derivatives(theta[None])
     free = (theta > problem.lower) & (theta < problem.upper)
     norm = np.linalg.norm(jacobian[0], axis=1)
@@ -204,70 +237,8 @@ def bounds_hit(problem: Problem, theta: Array) -> list[str]:
     return [name for name, at in zip(problem.names, hit, strict=True) if at]
 
 
-def _leave_one_out(
-    problem: Problem,
-    model: Model,
-    solve: Callable[[Array, Array], Solution],
-    theta: Array,
-    observed: Array,
-    delta: float,
-    params_of: Callable[[Array], dict[str, Array]],
-) -> dict[str, Array]:
-    n = len(observed)
-    if n <= EXACT_INFLUENCE:
-        return params_of(solve(1 - np.eye(n), np.tile(theta, (n, 1))).theta)
-    fitted, jacobian, _ = model.derivatives(theta[None])
-    residual = fitted[0] - observed
-    weight = np.minimum(1, delta / np.maximum(np.abs(residual), delta))
-    hessian = (jacobian[0] * weight) @ jacobian[0].T
-    step = np.linalg.lstsq(hessian, jacobian[0] * (weight * residual), rcond=1e-12)[0]
-    return params_of(np.clip(theta + step.T, problem.lower, problem.upper))
-
-
-def _most_influential(
-    problem: Problem, influence: dict[str, Array], params: dict[str, Param], keys: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """The five points that move the exponents most when left out, with the change of each exponent."""
-    order = np.argsort(-_pull(problem, influence, params))[:5]
-    return {keys[i]: {name: float(influence[name][i]) for name in problem.exponents} for i in order}
-
-
-def _pull(problem: Problem, influence: dict[str, Array], params: dict[str, Param]) -> Array:
-    return np.asarray(
-        np.max([np.abs(influence[name]) / max(abs(params[name].value), 1e-300) for name in problem.exponents], axis=0)
-    )
-
-
-def _left_out_sets(
-    problem: Problem,
-    solve: Callable[[Array, Array], Solution],
-    theta: Array,
-    loss: Array,
-    influence: dict[str, Array],
-    params: dict[str, Param],
-    keys: Sequence[str],
-    params_of: Callable[[Array], dict[str, Array]],
-) -> dict[str, Any]:
-    """The law without the 2 % of points (at least one) with the highest losses, and without those that pull it most."""
-    size = max(1, round(0.02 * len(loss)))
-    if len(loss) - size < problem.minimum:
-        return {}
-    sets = {
-        "highest_losses": np.argsort(-loss, kind="stable")[:size],
-        "most_influential": np.argsort(-_pull(problem, influence, params), kind="stable")[:size],
-    }
-    out: dict[str, Any] = {}
-    for name, chosen in sets.items():
-        weights = np.ones((1, len(loss)))
-        weights[0, chosen] = 0
-        refit = solve(np.repeat(weights, len(problem.starts) + 1, axis=0), np.vstack([theta[None], problem.starts]))
-        values = params_of(refit.theta[[int(np.argmin(refit.objective))]])
-        out[name] = {"keys": [keys[i] for i in chosen], "params": {k: float(v[0]) for k, v in values.items()}}
-    return out
-
-
 def _status(
-    problem: Problem,
+    form: Form,
     tried: Solution,
     best: int,
     columns: Columns,
@@ -288,7 +259,7 @@ def _status(
         status.add(FitStatus.FLAT_BASIN)
     rival = diagnostics["next_basin"]
     near = rival is not None and rival < 1.01
-    for name in problem.exponents:
+    for name in form.exponents:
         p = params[name]
         wide = p.lo is not None and p.hi is not None and p.hi > FLAT * max(p.lo, 1e-300)
         far = near and abs(diagnostics["next_basin_params"][name] - p.value) > 0.1 * abs(p.value)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from scalespec.analysis.laws.fitting import fit
-from scalespec.analysis.laws.forms import EXPONENT, Columns, Problem
+from scalespec.analysis.laws.form import Form, Parameter
 from scalespec.analysis.laws.law import Array, Law
+from scalespec.analysis.laws.problem import EXPONENT, Columns, Problem
 
 
 def kaplan_loss(params: Mapping[str, Any], n: Any, d: Any) -> Any:
@@ -26,7 +27,7 @@ def fit_kaplan(n: Any, d: Any, loss: Any, **options: Any) -> Law:
     The form has no irreducible loss, so it must fall below any real loss when extrapolated; it describes runs stopped at their
     best, not single-epoch runs.
     """
-    return fit(_problem, {"n": n, "d": d}, loss, **options)
+    return fit(FORM, {"n": n, "d": d}, loss, **options)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class _Joint:
         return out
 
 
-def _problem(columns: Columns, loss: Array) -> Problem:
+def problem(columns: Columns, loss: Array) -> Problem:
+    """θ = (u, v, r, q) of `_Joint`."""
     log_n, log_d = np.log(columns["n"]), np.log(columns["d"])
     mean_n, mean_d = float(log_n.mean()), float(log_d.mean())
     x_n, x_d = log_n - mean_n, log_d - mean_d
@@ -84,13 +86,31 @@ def _problem(columns: Columns, loss: Array) -> Problem:
     starts = np.array([(level / q - np.log(2) + t / 2, level / q - np.log(2) - t / 2, r, q) for r, q, t in grid])
     wide = 60 + np.abs(starts[:, :2]).max()
     return Problem(
-        form="kaplan",
         model=_Joint(x_n, x_d),
         starts=starts,
         lower=np.array([-wide, -wide, 0.02, EXPONENT[0]]),
         upper=np.array([wide, wide, 50.0, EXPONENT[1]]),
         names=("n_c", "d_c", "alpha_n/alpha_d", "alpha_d"),
-        exponents=("alpha_n", "alpha_d"),
         params=params,
         distinct={"n": 3, "d": 3},
     )
+
+
+FORM = Form(
+    name="kaplan",
+    title="Kaplan's law for L(N, D)",
+    equation="[(Nc/N)^(α_N/α_D) + Dc/D]^α_D",
+    source="https://arxiv.org/abs/2001.08361",
+    variables=("n", "d"),
+    parameters={
+        "alpha_n": Parameter("α_N", "with unlimited data the loss falls as N^−α_N"),
+        "alpha_d": Parameter("α_D", "with unlimited size the loss falls as D^−α_D"),
+        "n_c": Parameter("Nc", "size at which the loss would be one with unlimited data", "parameters", decades=True),
+        "d_c": Parameter("Dc", "data at which the loss would be one with unlimited size", "samples", decades=True),
+    },
+    exponents=("alpha_n", "alpha_d"),
+    problem=problem,
+    loss=kaplan_loss,
+    slopes={"n": "alpha_n", "d": "alpha_d"},
+    cards=("alpha_n", "alpha_d"),
+)

@@ -41,6 +41,9 @@ class Param:
     lo: float | None = None
     hi: float | None = None
 
+    def __float__(self) -> float:
+        return self.value
+
     def __str__(self) -> str:
         if self.lo is None or self.hi is None:
             return f"{self.value:.4g}"
@@ -108,6 +111,11 @@ class Law:
     def __getitem__(self, name: str) -> float:
         """The estimate of parameter `name`. Raises KeyError where the law does not have it."""
         return self.params[name].value
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The estimates alone, by name."""
+        return {name: p.value for name, p in self.params.items()}
 
     @property
     def clean(self) -> bool:

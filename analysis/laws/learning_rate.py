@@ -14,6 +14,7 @@ import pandas as pd
 
 from scalespec.analysis.laws import bootstrap
 from scalespec.analysis.laws.fitting import NARROW
+from scalespec.analysis.laws.form import Form, Parameter
 from scalespec.analysis.laws.law import Array, FitStatus, Law, positive
 
 LEAST_RATES = 5
@@ -208,3 +209,21 @@ def _log_linear(
         },
         **common,
     )
+
+
+FORM = Form(
+    name="log_linear",
+    title="Best learning rate and batch size",
+    equation="k·N^p·D^q",
+    source="https://arxiv.org/abs/2503.04715",
+    variables=("n", "d"),
+    parameters={
+        "k": Parameter("k", "the best value at N = D = 1", decades=True),
+        "n": Parameter("p", "it goes with size as N^p"),
+        "d": Parameter("q", "it goes with data as D^q"),
+        "below": Parameter("s", "below the best batch it goes with the batch as B^s"),
+        "above": Parameter("t", "above the best batch it goes with the batch as B^t"),
+    },
+    exponents=("n", "d"),
+    picture=None,
+)

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scalespec.analysis.laws import frontier, learning_rate
+from scalespec.analysis.laws.chinchilla import fit_chinchilla
+from scalespec.analysis.laws.frontier_law import fit_frontier
 from scalespec.analysis.laws.law import Exclusion, Law
-from scalespec.analysis.laws.parametric import fit_chinchilla
 from scalespec.analysis.laws.power import fit_power
 
 AXES_OF_A_GRID = ("width", "data_fraction", "seed")
@@ -32,14 +33,16 @@ def study_laws(
     """The parametric law, the frontier, N_opt(C), L(N) and L(D) of a study, and lr* where it tried learning rates.
 
     `runs` has the columns of `analysis.tables.RUNS`; runs that are not done, or have no `target`, are left out with a reason.
-    A study with further axes (dropout, a batch size) gives one set of laws a combination, its id suffixed `/axis=value`. Only finished runs count: `curves` holds losses in mid-schedule, which no law may read. Raises
-    ValueError naming a missing column.
+    Probes of a study in stages are no results: they are counted in `diagnostics` and not read. A study with further axes
+    (dropout, a batch size) gives one set of laws a combination, its id suffixed `/axis=value`. Only finished runs count: `curves`
+    holds losses in mid-schedule, which no law may read. Raises ValueError naming a missing column.
     """
     needed = {"run_key", "family_key", "status", N, D, C, target, *AXES_OF_A_GRID}
     if missing := sorted(needed - set(runs.columns)):
         raise ValueError(f"runs: columns {', '.join(missing)} are missing; pass the table runs.parquet of a study")
+    runs, probes = results_only(runs)
     laws: list[Law] = []
-    for suffix, part in _combinations(runs):
+    for suffix, part in combinations(runs):
         laws += [
             replace(law, id=law.id + suffix)
             for law in _grid_laws(part, target=target, resamples=resamples, seed=seed, level=level)
@@ -49,6 +52,8 @@ def study_laws(
         found = learning_rate.cells(good, n=N, d=D, batch="batch_size", lr="lr", loss=target)
         for law in learning_rate.fit_learning_rate(found, resamples=resamples, seed=seed, level=level):
             laws.append(replace(law, n_column=N, d_column=D, excluded=excluded))
+    if probes:
+        laws = [replace(law, diagnostics={**law.diagnostics, "probes_left_out": probes}) for law in laws]
     return laws
 
 
@@ -76,10 +81,24 @@ def extra_axes(runs: pd.DataFrame) -> list[str]:
     own: list[str] = []
     if "seed" in columns and "batch_size" in columns:
         own = columns[columns.index("seed") + 1 : columns.index("batch_size")]
-    return [name for name in (*own, *RECIPE) if name in columns and len(runs[name].unique()) > 1]
+    axes = [name for name in (*own, *RECIPE) if name in columns and len(runs[name].unique()) > 1]
+    if "lr_base" in axes:
+        rest = ["width", *(name for name in axes if name != "lr_base")]
+        if runs.groupby(rest, dropna=False)["lr_base"].nunique().max() == 1:
+            axes.remove("lr_base")  # a rate tuned for each setting is part of it, not a setting of its own
+    return axes
 
 
-def _combinations(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def results_only(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The runs that were asked for as results, and how many probes there are beside them."""
+    if "role" not in runs:
+        return runs, 0
+    probes = (runs["role"] == "probe").to_numpy(dtype=np.bool_, na_value=False)
+    return runs[~probes], int(probes.sum())
+
+
+def combinations(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(suffix of the laws' ids, runs) of every combination of the further axes."""
     axes = extra_axes(runs)
     if not axes:
         return [("", runs)]
@@ -94,14 +113,17 @@ def usable(runs: pd.DataFrame, target: str) -> tuple[pd.DataFrame, tuple[Exclusi
     """The runs that may enter a law, and the others with the reason."""
     loss = pd.to_numeric(runs[target], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     done = (runs["status"] == "done").to_numpy()
-    finite = np.isfinite(loss) & (loss > 0)
+    counts = {name: np.asarray(runs[name], dtype=np.float64) for name in (N, D, C)}
+    positive = {name: np.isfinite(values) & (values > 0) for name, values in {target: loss, **counts}.items()}
+    kept = done & np.logical_and.reduce(list(positive.values()))
     excluded = []
-    for i in np.flatnonzero(~(done & finite)):
+    for i in np.flatnonzero(~kept):
         row = runs.iloc[int(i)]
         error = row.get("error")
         why = f"{row['status']}: {error}" if isinstance(error, str) and error else str(row["status"])
-        excluded.append(Exclusion(str(row["run_key"]), why if not done[i] else f"{target} is not a positive number"))
-    return runs[done & finite], tuple(excluded)
+        bad = next((name for name, good in positive.items() if not good[i]), "")
+        excluded.append(Exclusion(str(row["run_key"]), f"{bad} is not a positive number" if done[i] else why))
+    return runs[kept], tuple(excluded)
 
 
 def _grid_laws(runs: pd.DataFrame, *, target: str, **options: Any) -> list[Law]:
@@ -149,7 +171,7 @@ class _Table:
         )
 
     def frontier(self) -> tuple[Law, Law]:
-        return frontier.fit_frontier(self.n, self.c, self.loss, families=self.families, keys=self.keys, **self.options)
+        return fit_frontier(self.n, self.c, self.loss, families=self.families, keys=self.keys, **self.options)
 
     def with_accuracy(self, law: Law) -> Law:
         """The frontier with the accuracy read along it, through ln(1 − accuracy): accuracy itself saturates."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from scalespec.analysis.laws.form import range_of
 from scalespec.analysis.laws.law import FitStatus, Law, Param
+from scalespec.analysis.laws.registry import form_of_law
 
 _SHIFT = 0.1  # relative change of an exponent, by leaving out a handful of points, that deserves a sentence
-_SYMBOL = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "delta": "δ"}
 
 
 def verdict(law: Law) -> str:
@@ -23,7 +24,7 @@ def _nothing(law: Law) -> str:
     if missed is None:
         usable, d = law.n_points - len(law.excluded), law.diagnostics
         few = [
-            f"{found} distinct values of {name.upper()} where it needs {d['minimum_distinct'][name]}"
+            f"{found} distinct values of {name.upper() if len(name) == 1 else name} where it needs {d['minimum_distinct'][name]}"
             for name, found in d.get("distinct", {}).items()
             if found < d["minimum_distinct"][name]
         ]
@@ -55,25 +56,11 @@ def _headline(law: Law) -> str:
     points = f"{law.n_used} points"
     if law.excluded:
         points += f" ({len(law.excluded)} left out)"
-    if law.form == "chinchilla":
-        counted = say.get("n_opt_exponent")
-        other = f", and as C^{_range(counted)} for the FLOP given" if counted is not None else ""
-        return (
-            f"From {points}, the loss falls as N^−α with α = {_range(say['alpha'])} and as D^−β with β = "
-            f"{_range(say['beta'])} towards a floor E = {_range(say['E'])}; the best model size then grows as C^a with "
-            f"a = {_range(say['a'])} where C = 6ND{other} ({sure})."
-        )
-    if law.form in ("n_opt", "isoflop"):
-        return (
-            f"The best model size grows as C^a with a = {_range(say['a'])} over the bracketed budgets of {points} "
-            f"({sure})."
-        )
-    listed = ", ".join(f"{_SYMBOL.get(name, name)} = {_range(p)}" for name, p in say.items())
+    form = form_of_law(law)
+    if form.headline is not None:
+        return f"{form.headline(law, points)} ({sure})."
+    listed = ", ".join(f"{form.symbol(name)} = {range_of(p)}" for name, p in say.items())
     return f"From {points}, the form “{law.form}” for {law.target} gives {listed} ({sure})."
-
-
-def _range(p: Param) -> str:
-    return f"{p.value:.3g}" if p.lo is None or p.hi is None else f"{p.value:.3g} ({p.lo:.3g} to {p.hi:.3g})"
 
 
 def _half_width(p: Param) -> float:
@@ -100,6 +87,7 @@ def _noise(law: Law) -> str:
 
 def _troubles(law: Law) -> list[str]:
     d: Any = law.diagnostics
+    form = form_of_law(law)
     out = []
     if FitStatus.NOT_CONVERGED in law.status:
         out.append("The optimizer did not converge: do not use these numbers.")
@@ -113,12 +101,12 @@ def _troubles(law: Law) -> list[str]:
             out.append(f"The floor E ended on its lower bound: read it as{limit or ' not determined'}, not as a value.")
         others = [name for name in hit if name != "E"]
         if others:
-            named = ", ".join(_SYMBOL.get(name, name) for name in others)
+            named = ", ".join(form.symbol(name) for name in others)
             out.append(f"{named} ended on a bound of the search: the data do not determine it.")
     elif "E" in law.params and (lo := law.params["E"].lo) is not None and lo < 0.05 * law.params["E"].value:
         out.append("The interval of the floor E reaches zero: only its upper end is evidence.")
     if dead := d.get("undetermined"):
-        named = ", ".join(_SYMBOL.get(name, name) for name in dead)
+        named = ", ".join(form.symbol(name) for name in dead)
         out.append(f"Nothing in the table depends on {named}: its value is that of the starting point.")
     elif FitStatus.FLAT_BASIN in law.status:
         out.append("Very different exponents fit almost equally well, so an exponent from this table means little.")
@@ -132,15 +120,16 @@ def _troubles(law: Law) -> list[str]:
 
 def _influence(law: Law) -> list[str]:
     out = []
+    form = form_of_law(law)
     words = {"highest_losses": "with the highest losses", "most_influential": "that pull it most"}
     singular = {"highest_losses": "with the highest loss", "most_influential": "that pulls it most"}
     for name, rest in law.diagnostics.get("left_out", {}).items():
         moved = []
-        for p in ("alpha", "beta", "gamma", "eta"):
+        for p in form.exponents:
             if p in law.params and p in rest["params"]:
                 now, then = law.params[p].value, rest["params"][p]
                 if abs(then - now) > max(_SHIFT * abs(now), 0.5 * _half_width(law.params[p])):
-                    moved.append(f"{_SYMBOL[p]} from {now:.3f} to {then:.3f}")
+                    moved.append(f"{form.symbol(p)} from {now:.3f} to {then:.3f}")
         if moved:
             k = len(rest["keys"])
             which = f"the {k} points {words[name]}" if k > 1 else f"the one point {singular[name]}"

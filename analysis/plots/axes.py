@@ -19,8 +19,14 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 """Shape of a data budget, smallest first."""
 
 
+NOTHING, ENDLESS = "–", "∞"
+"""What a number that is missing, and one beyond all bounds, are written as."""
+
+
 def count(value: float) -> str:
     """A number of parameters or samples: 30M, 1.4B."""
+    if not np.isfinite(value):
+        return _no_number(value)
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:
             return f"{value / size:.3g}{letter}"
@@ -28,19 +34,27 @@ def count(value: float) -> str:
 
 
 def flop(value: float) -> str:
-    """A number of FLOP: 10^18, 3·10^18."""
+    """A number of FLOP: 10^18, 3·10^18; 0 of a run that never began."""
+    if not np.isfinite(value):
+        return _no_number(value)
+    if value <= 0:
+        return f"{value:.3g}".replace("-", "−")
     exponent = int(np.floor(np.log10(value) + 1e-9))
     mantissa = value / 10**exponent
     head = "" if abs(mantissa - 1) < 1e-6 else f"{mantissa:.2g}·"
     return head + "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+def _no_number(value: float) -> str:
+    return NOTHING if np.isnan(value) else ENDLESS if value > 0 else f"−{ENDLESS}"
+
+
 def log_axis(axes: Axes, which: str, label: str, name: Any = count) -> None:
     """A log axis with at least three labelled ticks: decades, or 1-2-5 below two decades, 1-3 below four."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    decades = np.log10(high / low)
+    low, high = sorted(axes.get_xlim() if which == "x" else axes.get_ylim())
+    decades = np.log10(high / low) if low > 0 else 1.0  # an axis without a positive value has no decades
     subs: list[float] = [1.0, 2.0, 5.0] if decades < 2 else [1.0, 3.0] if decades < 4 else [1.0]
     if decades < 0.7:
         subs = np.arange(1.0, 10.0, 1.0 if decades > 0.3 else 0.5).tolist()

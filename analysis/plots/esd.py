@@ -180,4 +180,6 @@ def _thin(n: int, most: int, whole: int) -> NDArray[np.intp]:
 
 def short(value: float) -> str:
     """A tick label: 0.03, 3, 2e-5."""
-    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return (
+        f"{value:g}" if 1e-3 <= value < 1e4 or value == 0 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    )

@@ -20,8 +20,8 @@ from scalespec.analysis.laws.data_constrained import data_constrained_loss
 from scalespec.analysis.laws.frontier import smoothed_profiles
 from scalespec.analysis.laws.isoflop import profiles
 from scalespec.analysis.laws.law import Law
-from scalespec.analysis.laws.parametric import values
 from scalespec.analysis.laws.power import power_loss
+from scalespec.analysis.laws.registry import form_of, form_of_law
 from scalespec.analysis.laws.study import C, D, N, usable
 from scalespec.analysis.plots import parts
 from scalespec.analysis.plots.axes import MARKERS, box, caption, flop, log_axis, size_bar
@@ -109,9 +109,9 @@ def surface_figure(
         axes[0].set_ylabel(labels.loss)
         axes[2].set_ylabel("observed / fitted − 1")
         if law and law.params:
-            _, of_n, of_d = parts.SURFACES[law.form]
-            box(axes[0], parts.exponent(law, of_d))
-            box(axes[1], parts.exponent(law, of_n))
+            for axis, variable in ((axes[0], "d"), (axes[1], "n")):
+                if variable in (slopes := form_of_law(law).slopes):
+                    box(axis, parts.exponent(law, slopes[variable]))
         size_bar(fig, axes, sizes, labels.n)
         caption(fig, parts.law_caption(good, excluded, law))
     return fig
@@ -196,18 +196,20 @@ def backtest_figure(tests: Sequence[Backtest], *, labels: Labels = STUDY) -> Fig
 
 def coefficient_drift_figure(rolling: Sequence[Backtest], full: Law | None = None) -> Figure:
     """Each coefficient, with its interval, as the fitted budgets grow, and the error on the same largest budgets."""
-    names = ("alpha", "beta", "a", "E")
-    symbols = {"alpha": "α", "beta": "β", "a": "a = β/(α+β)", "E": "E"}
+    known = rolling[0].law if rolling else full
+    form = form_of_law(known) if known is not None else form_of("auto")
     with figure(FULL, 3.6, columns=3, rows=2) as (fig, axes):
         reach = [float(t.c.max() / t.ratio) for t in rolling]
-        for name, axis in zip(names, axes, strict=False):
+        for name, axis in zip(form.cards, axes, strict=False):
             for x, test in zip(reach, rolling, strict=True):
                 parts.with_bar(axis, x, test.law.params[name], "black", "o")
             if full is not None and name in full.params:
                 axis.axhline(full[name], color=GREY, linewidth=0.8, linestyle="--")
-            axis.set_ylabel(symbols[name])
+            axis.set_ylabel(form.symbol(name))
             if rolling:
                 log_axis(axis, "x", "", flop)
+        for axis in axes[len(form.cards) : 4]:
+            axis.set_axis_off()
         error = axes[4]
         ratios = [t.ratio for t in rolling]
         error.plot(ratios, [t.scores()["mape"] * 100 for t in rolling], "o-", color="black", label="the law")
@@ -248,7 +250,7 @@ def power_figure(x: Any, loss: Any, law: Law, *, label: str, loss_label: str = S
             parts.curve(top, law, x, power_loss)
             strip.plot(
                 x,
-                loss / power_loss(values(law), x) - 1,
+                loss / power_loss(law.values, x) - 1,
                 "o",
                 color=DARK,
                 markersize=3,
@@ -277,14 +279,14 @@ def repetition_figure(n: Any, d: Any, unique: Any, loss: Any, law: Law, *, label
         shade = dict(zip(sizes, size_colors(sizes), strict=True))
         amounts = sorted(set(unique))
         shape = {u: MARKERS[i] for i, u in enumerate(amounts)} if len(amounts) <= len(MARKERS) else {}
-        error = loss / data_constrained_loss(values(law), n, d, unique) - 1 if law.params else None
+        error = loss / data_constrained_loss(law.values, n, d, unique) - 1 if law.params else None
         for size, amount in sorted(set(zip(n, unique, strict=True))):
             mine = (n == size) & (unique == amount)
             style = {"color": shade[size], "markersize": 4, "markeredgewidth": 0}
             left.plot(d[mine], loss[mine], shape.get(amount, "o"), **style)
             if error is not None:
                 at = np.geomspace(d[mine].min(), d[mine].max(), 40)
-                fitted = data_constrained_loss(values(law), size, at, amount)
+                fitted = data_constrained_loss(law.values, size, at, amount)
                 left.plot(at, fitted, "-", color=shade[size], linewidth=0.8)
                 right.plot(np.maximum(d / unique, 1)[mine], error[mine], shape.get(amount, "o"), **style)
         log_axis(left, "x", labels.d)

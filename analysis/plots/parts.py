@@ -13,20 +13,13 @@ from matplotlib.axes import Axes
 from scalespec.analysis.laws.backtest import Backtest
 from scalespec.analysis.laws.bootstrap import of_law
 from scalespec.analysis.laws.isoflop import Profile
-from scalespec.analysis.laws.kaplan import kaplan_loss
 from scalespec.analysis.laws.law import Law, Param
-from scalespec.analysis.laws.parametric import chinchilla_loss, values
+from scalespec.analysis.laws.registry import form_of_law
 from scalespec.analysis.laws.study import D, N
 from scalespec.analysis.plots.axes import MARKERS, log_axis
 from scalespec.analysis.plots.style import EXCLUDED, GREY, QUIET, size_colors
 
 _EXTRAPOLATE = 10.0
-SURFACES: Mapping[str, tuple[Callable[..., Any], str, str]] = {
-    "chinchilla": (chinchilla_loss, "alpha", "beta"),
-    "kaplan": (kaplan_loss, "alpha_n", "alpha_d"),
-}
-"""Form of L(N, D) → its loss of (params, n, d), and its exponents of N and of D."""
-SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "alpha_n": "α_N", "alpha_d": "α_D"}
 
 
 def find(laws: Sequence[Law], name: str) -> Law | None:
@@ -35,11 +28,19 @@ def find(laws: Sequence[Law], name: str) -> Law | None:
 
 def surface_of(laws: Sequence[Law]) -> Law | None:
     """The first law of both N and D, with parameters or without."""
-    return next((law for law in laws if law.form in SURFACES), None)
+    return next((law for law in laws if form_of_law(law).of_size_and_data), None)
+
+
+def loss_of(law: Law) -> Callable[..., Any]:
+    """The loss that a law gives for its variables. Raises ValueError for a form that is no law of the loss."""
+    loss = form_of_law(law).loss
+    if loss is None:
+        raise ValueError(f"law {law.id}: the form {law.form} is no law of the loss")
+    return partial(loss, law.values)
 
 
 def exponent(law: Law, name: str) -> str:
-    return f"{SYMBOLS[name]} = {interval(law.params[name])}"
+    return f"{form_of_law(law).symbol(name)} = {interval(law.params[name])}"
 
 
 def interval(p: Param) -> str:
@@ -65,11 +66,8 @@ def law_caption(good: pd.DataFrame, excluded: Sequence[Any], law: Law | None) ->
         known = any(p.lo is not None for p in law.params.values())
         said += f" {100 * law.level:g} % intervals: {law.resampling}." if known else f" No intervals: {law.resampling}."
         said += f" Status: {', '.join(s.value for s in type(next(iter(law.status))) if s in law.status)}."
-        said += (
-            f" Shaded: extrapolated, ×{_EXTRAPOLATE:g} in compute."
-            if law.form in ("frontier", "n_opt", "isoflop")
-            else ""
-        )
+        if form_of_law(law).along_compute:
+            said += f" Shaded: extrapolated, ×{_EXTRAPOLATE:g} in compute."
     elif law is not None:
         said += f" No law {law.id}: {', '.join(sorted(law.status))}."
     return said
@@ -97,12 +95,13 @@ def runs_by_size(axes: Axes, runs: pd.DataFrame, x: str, target: str, sizes: Seq
 
 
 def failed(axes: Axes, runs: pd.DataFrame, excluded: Sequence[Any], x: str) -> None:
-    """Runs without a usable loss, as hollow triangles on the upper frame at their own x."""
+    """Runs without a usable loss, as hollow triangles on the upper frame at their own x; at its left end those that never began."""
     keys = {e.key for e in excluded}
     left_out = runs[runs["run_key"].astype(str).isin(keys)]
     if len(left_out):
+        at = left_out[x].to_numpy(dtype=np.float64)
         axes.plot(
-            left_out[x].astype(float),
+            np.where(at > 0, at, axes.get_xlim()[0]),
             np.ones(len(left_out)),
             "^",
             transform=axes.get_xaxis_transform(),
@@ -149,7 +148,7 @@ def curve(axes: Axes, law: Law, x: Any, form: Callable[[Any, Any], Any]) -> None
     axes.axvspan(x.max(), beyond[-1], color=QUIET, alpha=0.15, linewidth=0)
     axes.set_xlim(right=beyond[-1] if axes.get_xlim()[1] <= beyond[-1] else None)
     if axes.get_yscale() == "linear" and len(axes.collections) < 200:
-        axes.set_ylim(min(low, form(values(law), beyond[-1])), high)
+        axes.set_ylim(min(low, form(law.values, beyond[-1])), high)
 
 
 def _at(form: Callable[[Any, Any], Any], x: Any, params: Mapping[str, Any]) -> Any:
@@ -165,14 +164,12 @@ def surface_lines(axes: Axes, law: Law, x: str, sizes: Sequence[float], amounts:
     for value in shown:
         at = np.geomspace(varied.min(), varied.max(), 60)
         n, d = (value, at) if x == D else (at, value)
-        axes.plot(
-            at, SURFACES[law.form][0](values(law), n, d), "-", color=color[value] if x == D else GREY, linewidth=0.9
-        )
+        axes.plot(at, loss_of(law)(n, d), "-", color=color[value] if x == D else GREY, linewidth=0.9)
 
 
 def residual_strip(axes: Axes, law: Law, runs: pd.DataFrame, x: str, target: str, sizes: Sequence[float]) -> None:
     n, d, loss = (runs[name].to_numpy(dtype=np.float64) for name in (N, D, target))
-    error = loss / SURFACES[law.form][0](values(law), n, d) - 1
+    error = loss / loss_of(law)(n, d) - 1
     color = dict(zip(sizes, size_colors(sizes), strict=True))
     noise = law.diagnostics.get("seed_noise_sd")
     if noise:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scalespec.analysis.laws import Law, optimum
+from scalespec.analysis.laws.registry import form_of_law
 from scalespec.analysis.laws.study import C, D, N, extra_axes
 from scalespec.analysis.plots.axes import MARKERS, flop, log_axis, size_bar
 from scalespec.analysis.plots.laws import STUDY, Labels
@@ -68,11 +69,12 @@ def curves_of(runs: pd.DataFrame, curves: pd.DataFrame, metric: str = "val_loss"
     """The points that `curves_figure` draws: curve (a run_key), params_matmul, width, data_fraction, flops_train, samples, value, seeds.
 
     `runs` and `curves` have the columns of `analysis.tables`. A curve is a run, or with more than SINGLE runs the mean over the
-    finished seeds of a grid point where they share all steps. Points at step 0 have no place on a log axis.
+    finished seeds of a grid point where they share all steps. Points at step 0 and losses that are not positive have no place on log axes.
     """
     axes = extra_axes(runs)
     known = runs[["run_key", N, "width", "data_fraction", "seed", "status", *axes]]
     points = curves[(curves["metric"] == metric) & (curves["flops"] > 0) & np.isfinite(curves["value"])]
+    points = points[points["value"] > 0]
     points = points.rename(columns={"flops": C}).merge(known, on="run_key").sort_values(["run_key", C])
     most = max(2, min(POINTS, ALL_POINTS // max(1, points["run_key"].nunique())))
     out: list[pd.DataFrame] = []
@@ -182,7 +184,7 @@ def _frontier(axes: Axes, laws: Sequence[Law], runs: pd.DataFrame) -> None:
     """The frontier law through its bracketed budgets, or the one that the parametric law implies; dashed is extrapolation."""
     low, high = axes.get_xlim()
     read = next((law for law in laws if law.form == "frontier" and law.params), None)
-    whole = next((law for law in laws if law.form == "chinchilla" and law.params), None)
+    whole = next((law for law in laws if form_of_law(law).of_size_and_data and law.params), None)
     if read is not None:
         points = read.diagnostics["points"]
         axes.plot(points["c"], points["loss"], "*", color="black", ms=6, mew=0, zorder=4, label="best size at a budget")
@@ -190,7 +192,7 @@ def _frontier(axes: Axes, laws: Sequence[Law], runs: pd.DataFrame) -> None:
         for x, style in ((np.geomspace(low, high, 200), (0, (4, 3))), (inside, "solid")):
             y = read["E"] + read["K"] * x ** -read["gamma"]
             axes.plot(x, y, color="black", lw=1.1, ls=style, zorder=2, label="frontier" if style == "solid" else None)
-    elif whole is not None and "cost_factor" in whole.diagnostics:
+    elif whole is not None:
         x = np.geomspace(low, high, 200)
         bare = replace(whole, evidence=None)  # a line needs no intervals
         best = [{name: p.value for name, p in optimum(bare, float(c)).items()} for c in x]

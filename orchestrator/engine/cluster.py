@@ -8,18 +8,23 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.resources import Machine
 
 ENVIRONMENT = {
-    # Train's controller polls its workers this often; the default of 2 s is paid at the end of every pack
+    # Train's controller polls its workers this often; the default of 2 s is paid at the end of every lane
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # a rank that skips a collective would otherwise hang its group for ever
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # a searcher of one's own gets one pending trial, and lanes would start one after the other
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    # the experiment's state is never read back
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # otherwise Tune swallows Ctrl-C and the study would go on to its report
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -36,8 +41,8 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None) -> Iterator[Machine]:
-    """Ray for the length of a `with`; yields what its nodes offer.
+def connected(address: str | None = None, paths: Sequence[str] = ()) -> Iterator[Machine]:
+    """Ray for the length of a `with`; yields what its nodes offer. `paths`: where workers find a task of the user's own.
 
     Without an address and outside a job: a private instance on all of this machine's CPUs and GPUs, on loopback, with a
     token of its own that is never written to disk. An instance that is connected already is used and left as it is.
@@ -53,11 +58,11 @@ def connected(address: str | None = None) -> Iterator[Machine]:
     if address is None:
         # on Linux nothing else keeps Ray's servers off the other interfaces: without it they listen on every one
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # a process for each pack that watches for nodes about to be taken away: there is one node
+        # a process for each worker group that watches for nodes about to be taken away: there is one node
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # workers import the user's own task from where the driver found it
-        paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+    known = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *paths]
+    if any(known):
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in known if path))
     import ray  # after the environment is set, since Ray reads it on import
 
     if ray.is_initialized():
@@ -76,9 +81,11 @@ def connected(address: str | None = None) -> Iterator[Machine]:
         else:
             _check_listening(address)
             ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises whatever its processes did, a plain Exception where one took too long
         where = f" at {address}" if address else ""
-        raise InputError(f"cannot start or reach Ray{where}: {str(error).splitlines()[0]}") from error
+        words = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        remedy = "" if address else "; on a busy machine give the command again"
+        raise InputError(f"cannot start or reach Ray{where}: {words}{remedy}") from error
     try:
         yield machine()
     finally:

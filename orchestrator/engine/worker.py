@@ -1,7 +1,7 @@
-"""What each Train worker does: the runs of its pack, one after another, each to a committed result.
+"""What each worker of a lane does with a unit: its runs, one after another, each to a committed result.
 
-A worker group that Ray restarts comes back here: finished runs are skipped, the others go on from their own states. A run
-that has killed its worker twice in one session is `failed`, and the pack goes on.
+A worker group that Ray restarts comes back here: finished runs are passed over, the others go on from their own states. A run
+that has killed its worker twice in one session is `failed`, and the lane goes on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.group import Group
 from scalespec.trainables.history import LAST_WORDS, attempt_folder
-from scalespec.trainables.loop import Prepared, Trainer
+from scalespec.trainables.io import State
+from scalespec.trainables.loop import Trainer
+from scalespec.trainables.prepared import Prepared
 from scalespec.trainables.rules import flops
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import RunSpec
@@ -37,76 +39,123 @@ STALLED_EXIT = 75
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a pack, with what the driver knows of it."""
+    """One run of a unit, with what the driver knows of it."""
 
     spec: RunSpec
     counts: flops.Counts
-    family_steps: tuple[int, ...]
+    trunk_kept: tuple[int, ...]
+    """Steps at which some run of the family, finished ones included, wants the trunk's weights."""
     shares_trunk: bool
 
     def to_json(self) -> dict[str, Any]:
-        counts, steps = asdict(self.counts), list(self.family_steps)
-        return {"spec": self.spec.to_json(), "counts": counts, "family_steps": steps, "shares_trunk": self.shares_trunk}
+        counts, steps = asdict(self.counts), list(self.trunk_kept)
+        return {"spec": self.spec.to_json(), "counts": counts, "trunk_kept": steps, "shares_trunk": self.shares_trunk}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
         counts = flops.Counts(**data["counts"])
-        return cls(RunSpec.from_json(data["spec"]), counts, tuple(data["family_steps"]), data["shares_trunk"])
+        return cls(RunSpec.from_json(data["spec"]), counts, tuple(data["trunk_kept"]), data["shares_trunk"])
 
 
-def run_pack(config: Mapping[str, Any]) -> None:
-    """The training function of Ray Train. `config`: root, session, threads, code_version and the jobs."""
-    torch.set_num_threads(config["threads"])
-    store, group = StudyStore(config["root"]), Group.current()
-    prepared: dict[str, Prepared] = {}
-    for job in (Job.from_json(data) for data in config["jobs"]):
-        _run(job, store, group, prepared, config["session"], config["code_version"])
+Tell = Callable[[str, str], None]
+"""(folder, what): word to the driver that something was committed there; what: claim | commit | result."""
 
 
-def _run(
-    job: Job, store: StudyStore, group: Group, prepared: dict[str, Prepared], session: str, code_version: str | None
-) -> None:
-    spec = job.spec
-    folder = store.run(spec.run_key)
-    if group.agreed(int(group.rank == 0 and is_finished(folder, session))):
-        return
-    deaths = 0
-    if group.rank == 0:
-        dead = [claim for claim in folder.claims() if claim["session"] == session]
-        deaths = len(dead)
-        folder.claim(session)
-    folder.facts = {"started_at": _first_claim(folder), "code_version": code_version, "session": session}
-    if group.agreed(deaths) >= MAX_DEATHS:
+@dataclass
+class Worker:
+    """This process, or this rank of a group, and what its runs share."""
+
+    store: StudyStore
+    session: str
+    code_version: str | None
+    group: Group = field(default_factory=Group.current)
+    tell: Tell = lambda folder, what: None
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """The runs of a unit, one after another, each to a committed result. What is finished is passed over."""
+        for job in jobs:
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        spec, group, session = job.spec, self.group, self.session
+        folder = Recorded(self.store.run(spec.run_key), self.tell)
+        if group.agreed(int(group.rank == 0 and is_finished(folder, session))):
+            return
+        deaths = 0
         if group.rank == 0:
-            fail(folder, job, _last_words(folder, dead) or "worker_died: its worker died twice")
-        return
-    try:
+            dead = [claim for claim in folder.claims() if claim["session"] == session]
+            deaths = len(dead)
+            self.store.write_spec(spec)
+            folder.claim(session)
+        folder.facts = {
+            "started_at": _first_claim(folder),
+            "code_version": self.code_version,
+            "session": session,
+        }
+        if group.agreed(deaths) >= MAX_DEATHS:
+            if group.rank == 0:
+                fail(folder, job, _last_words(folder, dead) or "worker_died: its worker died twice")
+            return
+        try:
+            self._train(job, folder)
+        except FencedError:
+            raise
+        except Exception as error:
+            words = reason_of(error)
+            log.exception("run %s: %s", spec.run_key, words)
+            if group.world > 1:
+                # the other workers wait in a collective: only a restart of the group brings them back
+                _note(folder, words)
+                raise
+            fail(folder, job, words)
+
+    def _train(self, job: Job, folder: Recorded) -> None:
+        spec = job.spec
         with watched(spec.train.stall_timeout_s, folder) as beat:
-            ready = _prepare(spec, prepared)
+            ready = self._prepare(spec)
             ready.know(spec.width, job.counts)
             trunk = None
             if job.shares_trunk:
-                trunk = store.family(spec.family_key)
-                if group.rank == 0:
-                    trunk.claim(session)
-            Trainer(spec, ready, folder, trunk, job.family_steps, group, beat).run()
-    except FencedError:
-        raise
-    except Exception as error:
-        words = reason_of(error)
-        log.exception("run %s: %s", spec.run_key, words)
-        if group.world > 1:
-            # the other workers wait in a collective: only a restart of the group brings them back
-            _note(folder, words)
-            raise
-        fail(folder, job, words)
+                trunk = self.store.family(spec.family_key)
+                if self.group.rank == 0:
+                    trunk.claim(self.session)
+            Trainer(spec, ready, folder, trunk, job.trunk_kept, self.group, beat).run()
+
+    def _prepare(self, spec: RunSpec) -> Prepared:
+        key = json.dumps([spec.task, dict(spec.options), asdict(spec.data)], sort_keys=True)
+        if key not in self._prepared:
+            self._prepared[key] = Prepared.load(spec.task, spec.options, spec.data)
+        return self._prepared[key]
 
 
-def _prepare(spec: RunSpec, prepared: dict[str, Prepared]) -> Prepared:
-    key = json.dumps([spec.task, dict(spec.options), asdict(spec.data)], sort_keys=True)
-    if key not in prepared:
-        prepared[key] = Prepared.load(spec.task, spec.options, spec.data)
-    return prepared[key]
+class Recorded(RunFolder):
+    """A run folder that tells what it commits."""
+
+    def __init__(self, folder: RunFolder, tell: Tell) -> None:
+        super().__init__(folder.files, folder.folder, folder.codec)
+        self._tell = tell
+
+    def claim(self, session: str) -> int:
+        number = super().claim(session)
+        self._tell(self.folder, "claim")
+        return number
+
+    def save_state(self, state: State, *, keep: bool = False) -> None:
+        super().save_state(state, keep=keep)
+        self._tell(self.folder, "commit")
+
+    def save_weights(self, *arguments: Any, **named: Any) -> None:
+        super().save_weights(*arguments, **named)
+        self._tell(self.folder, "commit")
+
+    def adopt(self, *arguments: Any, **named: Any) -> None:
+        super().adopt(*arguments, **named)
+        self._tell(self.folder, "commit")
+
+    def finish(self, result: Mapping[str, Any], val: Any) -> None:
+        super().finish(result, val)
+        self._tell(self.folder, "result")
 
 
 def is_finished(folder: RunFolder, session: str) -> bool:
@@ -203,11 +252,3 @@ def watched(timeout_s: float, folder: RunFolder) -> Iterator[Any]:
     finally:
         done.set()
         thread.join()
-
-
-def jobs_of(
-    specs: Sequence[RunSpec], shares_trunk: bool, counts: Mapping[str, flops.Counts], steps: Sequence[int]
-) -> list[Job]:
-    """The jobs of one unit, smallest data fraction first, so that each extends the trunk of the one before."""
-    ordered = sorted(specs, key=lambda spec: spec.data_fraction)
-    return [Job(spec, counts[spec.run_key], tuple(steps), shares_trunk) for spec in ordered]

@@ -1,25 +1,22 @@
-"""`scalespec fit`: a certified fit of anyone's table, in one of five forms."""
+"""`scalespec fit`: a certified fit of anyone's table, in any form of the registry."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scalespec.analysis import laws
-from scalespec.analysis.laws import Law
+from scalespec.analysis.laws import FORMS, Form, Law
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.fit.user_tables import column_of, positive_numbers
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+VARIABLES = ("n", "d", "c")
 MIN_POINTS = 6
 UNITS = {"nats": 1.0, "bits": math.log(2), "bpb": math.log(2)}
 """Unit of a loss → nats (a token, or for bpb a byte)."""
@@ -45,35 +42,12 @@ class Columns:
         return {name: column for name, column in vars(self).items() if column is not None}
 
 
-@dataclass(frozen=True)
-class Form:
-    """One form of law: what it reads, how it is fitted and how it is drawn."""
-
-    fit: Callable[..., Law]
-    """Takes the table of `points` and the options of `analysis.laws.fitting.fit`."""
-    draw: Callable[[Law, pd.DataFrame, Any], Figure]
-    """Takes the law, the table and the labels of the axes."""
-    one_variable: bool = False
-    unique: bool = False
-    delta: bool = True
-
-
 def points(
     frame: pd.DataFrame, columns: Columns, drop_highest: int = 0, form: str = "chinchilla"
 ) -> tuple[pd.DataFrame, str]:
     """Columns n, d, c, unique, loss as numbers, and in words what was derived and left out. Raises InputError."""
-    asked = form_of(form)
-    given = {name: column for name, column in columns.named().items() if name in ("n", "d", "c")}
-    if asked.one_variable and len(given) != 1:
-        raise InputError(f"--form {form}: give one of --n, --d and --c, the variable of the law")
-    if not asked.one_variable and len(given) < 2:
-        raise InputError("give two of --n, --d and --c; the third follows from C = 6ND")
-    if asked.unique != (columns.unique is not None):
-        raise InputError(
-            f"--form {form}: give --unique, the column of distinct samples"
-            if asked.unique
-            else "--unique: only the form data-constrained knows repeated data"
-        )
+    check_columns(columns, form)
+    given = {name: column for name, column in columns.named().items() if name in VARIABLES}
     out = pd.DataFrame({"loss": positive_numbers(frame, "--loss", columns.loss)})
     for name, column in given.items():
         out[name] = positive_numbers(frame, f"--{name}", column)
@@ -81,7 +55,7 @@ def points(
         out["unique"] = positive_numbers(frame, "--unique", columns.unique)
     if columns.family is not None:
         out["family"] = column_of(frame, "--family", columns.family).astype(str).to_numpy()
-    said = _third(out) if len(given) > 1 else ""
+    said = third(out) if len(given) > 1 else ""
     if drop_highest:
         out = out.drop(index=out["loss"].nlargest(drop_highest, keep="first").index)
         said = "; ".join(filter(None, [said, f"without the {drop_highest} highest losses"]))
@@ -90,8 +64,24 @@ def points(
     return out, said
 
 
-def _third(out: pd.DataFrame) -> str:
-    """Adds the missing one of n, d, c, in place; what was done, in words."""
+def check_columns(columns: Columns, form: str, prefix: str = "--") -> None:
+    """Raises InputError where the columns given are not those that the form reads; `prefix` is that of an option's name."""
+    asked = form_of(form, prefix)
+    given = [name for name in VARIABLES if getattr(columns, name) is not None]
+    n, d, c, unique = (f"{prefix}{name}" for name in (*VARIABLES, "unique"))
+    if asked.one_variable and len(given) != 1:
+        raise InputError(f"{prefix}form {form}: give one of {n}, {d} and {c}, the variable of the law")
+    if not asked.one_variable and len(given) < 2:
+        raise InputError(f"give two of {n}, {d} and {c}; the third follows from C = 6ND")
+    if "unique" in asked.variables and columns.unique is None:
+        raise InputError(f"{prefix}form {form}: give {unique}, the column of distinct samples")
+    if "unique" not in asked.variables and columns.unique is not None:
+        knowing = " and ".join(name for name, one in FORMS.items() if "unique" in one.variables)
+        raise InputError(f"{unique}: only the form {knowing} knows repeated data")
+
+
+def third(out: pd.DataFrame) -> str:
+    """Adds the missing one of n, d, c to a table of the others, in place; what was done, in words."""
     if "d" not in out:
         out["d"] = out["c"] / (6 * out["n"])
         return "D = C / 6N"
@@ -101,7 +91,7 @@ def _third(out: pd.DataFrame) -> str:
     if "c" not in out:
         out["c"] = 6 * out["n"] * out["d"]
         return "C = 6ND"
-    ratio = float(np.median(out["c"] / (6 * out["n"] * out["d"])))
+    ratio = float("nan") if out.empty else float(np.median(out["c"] / (6 * out["n"] * out["d"])))
     said = f"N, D and C as given, C = {ratio:.3g} × 6ND"
     if not PLAUSIBLE[0] < ratio < PLAUSIBLE[1]:
         said += (
@@ -110,25 +100,37 @@ def _third(out: pd.DataFrame) -> str:
     return said
 
 
-def form_of(name: str) -> Form:
-    """The form of that name. Raises InputError naming all."""
-    if name not in FORMS:
-        raise InputError(f"--form {name}: not one of {', '.join(FORMS)}")
-    return FORMS[name]
+def form_of(name: str, prefix: str = "--") -> Form:
+    """The form of that name, for a table. Raises InputError naming all."""
+    try:
+        found = laws.form_of(name)
+        if found.fittable:
+            return found
+        raise ValueError(f"{name}: is read from a study, not fitted to a table")
+    except ValueError as error:
+        raise InputError(f"{prefix}form {error}") from None
 
 
-def certify(data: pd.DataFrame, *, form: str = "chinchilla", delta: float | None = None, resamples: int = 400) -> Law:
-    """The fit of `points`' table."""
-    asked = form_of(form)
-    if delta is not None and not asked.delta:
-        raise InputError(f"--delta: the form {form} has no Huber threshold")
-    options: dict[str, Any] = {"resamples": resamples, "keys": [str(at) for at in data.index]}
+def certify(
+    data: pd.DataFrame,
+    *,
+    form: str = "chinchilla",
+    delta: float | None = None,
+    resamples: int = 400,
+    prefix: str = "--",
+    **more: Any,
+) -> Law:
+    """The fit of `points`' table; `more` are further options of `analysis.laws.fitting.fit`."""
+    asked = form_of(form, prefix)
+    if delta is not None and not asked.huber:
+        raise InputError(f"{prefix}delta: the form {form} has no Huber threshold")
+    options: dict[str, Any] = {"resamples": resamples, "keys": [str(at) for at in data.index], **more}
     if delta is not None:
         options["delta"] = delta
     if "family" in data:
         options["families"] = list(data["family"])
     try:
-        return asked.fit(data, **options)
+        return laws.fit_form(asked, {str(name): data[name] for name in data}, data["loss"], **options)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -149,15 +151,25 @@ def check_request(unit: str | None, plot: str | None) -> None:
         raise InputError(f"--plot {plot}: the name of a figure ends in one of {', '.join(FIGURES)}")
 
 
-def draw(law: Law, data: pd.DataFrame, columns: Columns, path: str, form: str, unit: str | None = None) -> None:
+def labels(columns: Columns, unit: str | None = None) -> dict[str, str]:
+    """What the axes of a picture say: the user's own names."""
+    loss = columns.loss if unit is None else f"{columns.loss} ({unit})"
+    return {
+        "n": columns.n or "N = C / 6D",
+        "d": columns.d or "D = C / 6N",
+        "c": columns.c or "C = 6ND",
+        "loss": loss,
+    }
+
+
+def draw(law: Law, data: pd.DataFrame, columns: Columns, path: str, unit: str | None = None) -> None:
     """Draws the points, the law and what it misses, as SVG, PNG or PDF."""
     from scalespec.analysis.plots.laws import Labels
+    from scalespec.analysis.plots.pictures import law_figure
     from scalespec.analysis.plots.style import save
 
-    loss = columns.loss if unit is None else f"{columns.loss} ({unit})"
-    labels = Labels(n=columns.n or "N = C / 6D", d=columns.d or "D = C / 6N", c=columns.c or "C = 6ND", loss=loss)
     try:
-        save(form_of(form).draw(law, data, labels), path)
+        save(law_figure(law, data, Labels(**labels(columns, unit))), path)
     except OSError as error:
         raise InputError(f"--plot {path}: {error.strerror}") from error
 
@@ -167,68 +179,3 @@ def in_nats(law: Law, unit: str | None) -> str:
     if unit is None or UNITS[unit] == 1 or "E" not in law.params:
         return ""
     return f"E in nats per {'byte' if unit == 'bpb' else 'token'}: {law['E'] * UNITS[unit]:.4g}"
-
-
-def _chinchilla(data: pd.DataFrame, **options: Any) -> Law:
-    # with C = 6ND the exponents of the optimum are a and b already
-    counted = data["c"] if not np.allclose(data["c"], 6 * data["n"] * data["d"]) else None
-    return laws.fit_chinchilla(data["n"], data["d"], data["loss"], c=counted, **options)
-
-
-def _kaplan(data: pd.DataFrame, **options: Any) -> Law:
-    return laws.fit_kaplan(data["n"], data["d"], data["loss"], **options)
-
-
-def _power(data: pd.DataFrame, **options: Any) -> Law:
-    variable = _variable(data)
-    return laws.fit_power(data[variable], data["loss"], variable=variable, **options)
-
-
-def _data_constrained(data: pd.DataFrame, **options: Any) -> Law:
-    return laws.fit_data_constrained(data["n"], data["d"], data["unique"], data["loss"], **options)
-
-
-def _isoflop(data: pd.DataFrame, *, keys: Any, **options: Any) -> Law:
-    return laws.fit_isoflop(data["n"], data["c"], data["loss"], **options)[0]
-
-
-def _variable(data: pd.DataFrame) -> str:
-    return next(name for name in ("n", "d", "c") if name in data)
-
-
-def _runs(data: pd.DataFrame) -> pd.DataFrame:
-    return laws.as_runs(data["n"], data["d"], data["c"], data["loss"])
-
-
-def _surface_figure(law: Law, data: pd.DataFrame, labels: Any) -> Figure:
-    from scalespec.analysis.plots.laws import surface_figure
-
-    return surface_figure(_runs(data), [law], labels=labels)
-
-
-def _isoflop_figure(law: Law, data: pd.DataFrame, labels: Any) -> Figure:
-    from scalespec.analysis.plots.laws import isoflop_figure
-
-    return isoflop_figure(_runs(data), [law], labels=labels)
-
-
-def _power_figure(law: Law, data: pd.DataFrame, labels: Any) -> Figure:
-    from scalespec.analysis.plots.laws import power_figure
-
-    variable = _variable(data)
-    return power_figure(data[variable], data["loss"], law, label=getattr(labels, variable), loss_label=labels.loss)
-
-
-def _repetition_figure(law: Law, data: pd.DataFrame, labels: Any) -> Figure:
-    from scalespec.analysis.plots.laws import repetition_figure
-
-    return repetition_figure(data["n"], data["d"], data["unique"], data["loss"], law, labels=labels)
-
-
-FORMS: Mapping[str, Form] = {
-    "chinchilla": Form(_chinchilla, _surface_figure),
-    "kaplan": Form(_kaplan, _surface_figure),
-    "power": Form(_power, _power_figure, one_variable=True),
-    "data-constrained": Form(_data_constrained, _repetition_figure, unique=True),
-    "isoflop": Form(_isoflop, _isoflop_figure, delta=False),
-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from scalespec.analysis.plots.style import to_svg
 from scalespec.analysis.selection import Selection
 from scalespec.orchestrator.report import headings
 from scalespec.orchestrator.report.headings import Unit
+
+log = logging.getLogger("scalespec.report")
 
 LARGE = 300_000
 """Bytes of SVG from which lines and markers of a figure become pixels where that is smaller; axes and text stay vectors."""
@@ -84,28 +87,28 @@ def law_pictures(part: Part, curves: pd.DataFrame, unit: Unit) -> list[Picture]:
     good, tests, rolling = part.good, *_holdouts(part.good)
     size, loss, whole = part.law("n_opt"), part.law("frontier"), part.law("chinchilla")
 
-    def make(name: str, heading: str, alt: str, draw: Callable[[], Drawn]) -> Picture:
+    def make(name: str, heading: Callable[[], str], alt: str, draw: Callable[[], Drawn]) -> Picture:
         return picture(f"{name}-{part.label}" if part.label else name, heading, alt, draw)
 
     made = [
-        make("curves", headings.curves(good, unit), "Validation loss of every run against training compute, coloured by model size.",
+        make("curves", lambda: headings.curves(good, unit), "Validation loss of every run against training compute, coloured by model size.",
              lambda: _curves(part, curves, unit)),
-        make("surface", headings.surface(whole), "Final loss against data and against model size, the fitted law, and its residuals.",
+        make("surface", lambda: headings.surface(whole), "Final loss against data and against model size, the fitted law, and its residuals.",
              lambda: _surface(part, unit)),
-        make("frontier", headings.frontier(size, loss, whole), "Lowest loss and best model size against compute, with power laws.",
+        make("frontier", lambda: headings.frontier(size, loss, whole), "Lowest loss and best model size against compute, with power laws.",
              lambda: _frontier(part, unit)),
     ]  # fmt: skip
     if headings.budgets(part.laws)[1]:
-        made.append(make("isoflop", headings.isoflop(part.laws), "Loss against model size, one curve a compute budget, minima as stars.",
+        made.append(make("isoflop", lambda: headings.isoflop(part.laws), "Loss against model size, one curve a compute budget, minima as stars.",
                          lambda: (law_plots.isoflop_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs))))  # fmt: skip
     if unit.sample != "token" and good["val_accuracy"].notna().any():
-        made.append(make("accuracy", headings.accuracy(good), "Validation accuracy of the finished runs against training compute.",
+        made.append(make("accuracy", lambda: headings.accuracy(good), "Validation accuracy of the finished runs against training compute.",
                          lambda: _accuracy(part, unit)))  # fmt: skip
     return [
         *made,
-        make("backtest", headings.backtest(tests), "Losses of held-out runs as the law predicts them, beside simple baselines.",
+        make("backtest", lambda: headings.backtest(tests), "Losses of held-out runs as the law predicts them, beside simple baselines.",
              lambda: _backtest(tests, unit)),
-        make("drift", headings.drift(rolling), "Each coefficient of the law as larger budgets enter the fit.",
+        make("drift", lambda: headings.drift(rolling), "Each coefficient of the law as larger budgets enter the fit.",
              lambda: _drift(rolling, whole)),
     ]  # fmt: skip
 
@@ -113,7 +116,7 @@ def law_pictures(part: Part, curves: pd.DataFrame, unit: Unit) -> list[Picture]:
 def choice_picture(found: Selection, unit: Unit) -> Picture:
     """What of a lead is left on data and seeds that had no part in the choice."""
     return picture(
-        "selection", found.sentence(), "Loss of every configuration where it was chosen and where it was not; the expected best of n.",
+        "selection", found.sentence, "Loss of every configuration where it was chosen and where it was not; the expected best of n.",
         lambda: (selection_figure(found, loss_label=_labels(unit).loss), found.scores.reset_index()),
     )  # fmt: skip
 
@@ -132,23 +135,34 @@ def spectra_pictures(rows: pd.DataFrame) -> list[Picture]:
     last = rows[rows["step"] == rows["step"].max()]
     name = str(rows["run_key"].iloc[0])
     return [
-        picture("alpha-training", headings.alpha_training(rows, name), "Alpha of every layer against training step; untrusted points hollow.",
+        picture("alpha-training", lambda: headings.alpha_training(rows, name), "Alpha of every layer against training step; untrusted points hollow.",
                 lambda: (spectra_plots.training_figure(rows), _spectra_data(rows))),
-        picture("alpha-depth", headings.alpha_depth(last, name), "Alpha of every layer of the last checkpoint, input to output.",
+        picture("alpha-depth", lambda: headings.alpha_depth(last, name), "Alpha of every layer of the last checkpoint, input to output.",
                 lambda: (spectra_plots.depth_figure(last), _spectra_data(last))),
-        picture("metrics", headings.metrics(last, name), "Spectral norm, weighted alpha, log norm and alpha of every layer.",
+        picture("metrics", lambda: headings.metrics(last, name), "Spectral norm, weighted alpha, log norm and alpha of every layer.",
                 lambda: (spectra_plots.metrics_figure(last), _spectra_data(last))),
     ]  # fmt: skip
 
 
-def picture(name: str, heading: str, alt: str, draw: Callable[[], Drawn]) -> Picture:
-    """The drawn figure. One that cannot be drawn (ValueError) says why and breaks nothing."""
+def picture(name: str, heading: Callable[[], str], alt: str, draw: Callable[[], Drawn]) -> Picture:
+    """The drawn figure under its heading. One that cannot be drawn (ValueError) says why; a fault of ours is named and logged.
+
+    Neither takes the report with it: what a study cost is not lost for want of a picture.
+    """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+    said = alt.rstrip(".")
     try:
+        said = heading()
         fig, data = draw()
-        return Picture(name, heading, alt, svg_of(fig), data.to_csv(index=False))
+        return Picture(name, said, alt, svg_of(fig), data.to_csv(index=False))
     except ValueError as error:
-        return Picture(name, heading, alt, missing=str(error))
+        return Picture(name, said, alt, missing=str(error))
+    except Exception as error:  # a figure has many parts, and the rest of the page stands without any of them
+        log.warning("figure %s: %s: %s", name, type(error).__name__, error)
+        log.debug("figure %s", name, exc_info=True)
+        return Picture(
+            name, said, alt, missing=f"a fault of scalespec while drawing it ({type(error).__name__}: {error})"
+        )
 
 
 def svg_of(fig: Figure) -> str:

@@ -16,7 +16,8 @@ import pyarrow as pa
 from scalespec.analysis import tables
 from scalespec.analysis.laws import Law, sensitivity, verdict
 from scalespec.analysis.laws.effective_params import StudyReading, read_study
-from scalespec.analysis.laws.study import usable
+from scalespec.analysis.laws.registry import form_of_law
+from scalespec.analysis.laws.study import results_only, usable
 from scalespec.analysis.plots.study import fraction
 from scalespec.analysis.spectral.over_time import loss_correlation
 from scalespec.orchestrator.report import headings
@@ -38,6 +39,7 @@ from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import Study, to_yaml
 from scalespec.orchestrator.terminal.progress import duration
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.keys import keys_of
 from scalespec.trainables.task import task_class
 
 FOLDER = "report"
@@ -54,9 +56,6 @@ SUMMARIES = (
     "mean_log_spectral_norm",
     "mean_stable_rank",
 )
-CARDS = (("alpha", "α", "the loss falls with size as N^−α"), ("beta", "β", "the loss falls with data as D^−β"),
-         ("E", "E", "the floor of the loss"), ("a", "a", "the best size grows as C^a where C = 6ND"))  # fmt: skip
-NAMES = {"chinchilla": "Law for L(N, D)", "n_opt": "Best size for a compute budget"}
 DRAWS = 200
 """Resamples for what stands beside the laws: other conventions, and the correlation of spectra with the loss."""
 
@@ -71,8 +70,8 @@ def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: S
         **made,
         "spectra": made["spectra"].drop_columns(["eigenvalues"]),
     }  # the bulk of it, and nothing here draws them
-    frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary")}
-    examples = read_examples(store, choose(frames["runs"]))
+    frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary", "asks")}
+    examples = read_examples(store, choose(results_only(frames["runs"])[0]))
     page, pictures = build(study, frames, laws, store.read_json("plan.json"), examples)
     store.files.delete(f"{FOLDER}/figures")
     for shown in pictures:
@@ -90,10 +89,12 @@ def build(
     examples: Mapping[str, Losses] | None = None,
 ) -> tuple[str, list[Picture]]:
     """The page and its figures; nothing is read or written."""
-    runs, unit = frames["runs"], _unit(study)
+    unit = _unit(study)
+    missing = report_tables.missing_runs(frames["runs"], plan, set(frames["asks"]["run_key"]))
+    whole, probes = results_only(pd.concat([frames["runs"], missing]) if len(missing) else frames["runs"])
+    runs = whole[whole["status"] != "missing"]
     every = parts(runs, laws)
     lead = every[0]
-    whole = pd.concat([runs, report_tables.missing_runs(study, runs, plan)]) if plan else runs
     states = {state: n for state in MARKS if (n := int((whole["status"] == state).sum()))}
     good = usable(runs, "val_loss")[0]
     sections = [(part, law_pictures(part, frames["curves"], unit)) for part in every[:MOST_PARTS]]
@@ -114,7 +115,7 @@ def build(
         else headings.compared([(part.label, part.law("chinchilla")) for part in every]),
         "question": headings.question(whole, study.task["name"], study.data.source),
         "ranges": headings.ranges(good, unit.sample),
-        "facts": facts(study, runs, whole),
+        "facts": facts(study, runs, whole, probes),
         "cards": _cards(lead) if len(every) == 1 else [],
         "exponents": report_tables.exponents(every) if len(every) > 1 else "",
         "verdicts": [(part.label, _verdict(part)) for part in every],
@@ -171,15 +172,17 @@ def _unit(study: Study) -> Unit:
         return Unit()
 
 
-def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[str, str]]:
+def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame, probes: int = 0) -> list[tuple[str, str]]:
     """What was asked and where it ran, as (name, value)."""
     grid = [
         (name.rpartition(".")[2], _values(whole, name))
-        for name in dict.fromkeys(["width", "data_fraction", "seed", *study.grid])
+        for name in dict.fromkeys(["width", "data_fraction", "seed", *study.axes])
     ]
     options = ", ".join(f"{key} = {value}" for key, value in study.task.items() if key != "name")
     data = ", ".join(
-        f"{key} = {value}" for key, value in study.data.model_dump().items() if value is not None and key != "path"
+        f"{key} = {value}"
+        for key in (found.name for found in keys_of(type(study.data)).values() if found.axis)
+        if (value := getattr(study.data, key)) is not None
     )
     optim = study.optim
     out = [
@@ -191,6 +194,8 @@ def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame) -> list[tuple[s
         ("schedule", f"{study.schedule.name}, warmup {study.schedule.warmup:,} samples, {study.train.epochs} epoch{'s' if study.train.epochs > 1 else ''}"),
         ("spectra", f"{study.spectra.profile}, every {study.spectra.every}" if study.spectra.every != "never" else "not asked for"),
     ]  # fmt: skip
+    if probes:
+        out.append(("probes", f"{probes} runs that stages read, left out of laws, frontier and choices"))
     if len(runs):
         began, cost = runs["started_at"].dropna(), runs["cost_usd"].sum(min_count=1)
         out += [
@@ -221,18 +226,22 @@ def _cards(part: Part) -> list[tuple[str, str, str, str]]:
     law = part.law("chinchilla")
     if law is None:
         return []
-    out = []
-    for name, symbol, meaning in CARDS:
-        p = law.params[name]
+    out, form = [], form_of_law(law)
+    for name in form.cards:
+        p, said = law.params[name], form.parameters[name]
         interval = "no interval" if p.lo is None or p.hi is None else f"{p.lo:#.3g} to {p.hi:#.3g}"
-        out.append((symbol, f"{p.value:#.3g}", interval, meaning))
+        out.append((said.symbol, f"{p.value:#.3g}", interval, said.meaning))
     return out
 
 
 def _verdict(part: Part) -> list[tuple[str, bool, str, str]]:
     """(law, clean, statuses, paragraph) of the laws that answer the study's question."""
-    shown = [law for law in part.laws if law.form in NAMES]
-    return [(NAMES[law.form], law.clean, _statuses(law), verdict(law)) for law in shown]
+    shown = [(form_of_law(law), law) for law in part.laws]
+    return [
+        (form.title, law.clean, _statuses(law), verdict(law))
+        for form, law in shown
+        if form.of_size_and_data or (form.along_compute and form.loss is None)
+    ]
 
 
 def _statuses(law: Law) -> str:

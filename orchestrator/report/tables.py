@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -17,6 +17,7 @@ from great_tables import GT, loc, style
 from scalespec.analysis import tables
 from scalespec.analysis.laws import Law
 from scalespec.analysis.laws.effective_params import StudyReading
+from scalespec.analysis.laws.registry import form_of
 from scalespec.analysis.laws.study import C, D, N, extra_axes
 from scalespec.analysis.plots.axes import count, flop
 from scalespec.analysis.plots.spectra import depth_key
@@ -25,7 +26,6 @@ from scalespec.analysis.spectral import over_time
 from scalespec.orchestrator.report.figures import Part
 from scalespec.orchestrator.report.headings import range_of
 from scalespec.orchestrator.states import MARKS
-from scalespec.orchestrator.study.file import Ladder, Study
 
 MOST_MARKS = 8
 """Marks in one cell of the grid; beyond, a number stands before each kind of mark."""
@@ -58,21 +58,10 @@ class Matrix:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
-def expected_runs(study: Study) -> int:
-    """The number of grid points."""
-    total = 1
-    for axis in study.grid.values():
-        total *= axis.count if isinstance(axis, Ladder) else len(axis)
-    return total
-
-
-def missing_runs(study: Study, runs: pd.DataFrame, plan: Mapping[str, Any] | None) -> pd.DataFrame:
-    """The planned runs without a result, as rows of `runs` with status `missing`.
-
-    A plan that is older than the grid says nothing where every grid point has its result.
-    """
+def missing_runs(runs: pd.DataFrame, plan: Mapping[str, Any] | None, asked: Collection[str]) -> pd.DataFrame:
+    """The runs asked for (their keys) that have no result, as rows of `runs` with status `missing`, sizes from the plan."""
     known = set(runs["run_key"])
-    planned = plan["runs"] if plan and expected_runs(study) > len(runs) else []
+    planned = [run for run in plan["runs"] if run["run_key"] in asked] if plan else []
     rows = [
         {"run_key": run["run_key"], "width": run["width"], "data_fraction": float(Fraction(run["data_fraction"])), "seed": run["seed"],
          "status": "missing", "error": "no result", N: run[N], D: run[D], C: run[C]}
@@ -137,14 +126,14 @@ def _runs_each(runs: pd.DataFrame) -> str:
         **{axis: ordered[axis].astype(str) for axis in axes},
         **_sizes(ordered),
         "steps": [f"{s:,}" for s in ordered["steps"]],
-        "lr": [f"{lr:.3g}" for lr in ordered["lr"]],
+        "lr": [_plain(lr, "{:.3g}") for lr in ordered["lr"]],
         "val_loss": [
             _with_error(loss, se) for loss, se in zip(ordered["val_loss"], ordered["val_loss_se"], strict=True)
         ],
     }
     if ordered["val_accuracy"].notna().any():
         columns["accuracy"] = [_plain(a, "{:.2%}") for a in ordered["val_accuracy"]]
-    columns["time"] = [f"{s:.0f} s" for s in ordered["duration_s"]]
+    columns["time"] = [_plain(s, "{:.0f} s") for s in ordered["duration_s"]]
     if ordered["cost_usd"].notna().any():
         columns["USD"] = [_plain(c, "{:.2f}") for c in ordered["cost_usd"]]
     columns["status"] = [f"{MARKS[state]} {state}" for state in ordered["status"]]
@@ -204,21 +193,16 @@ def laws_table(laws: Sequence[Law]) -> str:
 
 def exponents(parts: Sequence[Part]) -> str:
     """How the law changes with the further axes: one row a combination."""
-    rows = []
-    for part in parts:
-        law = part.law("chinchilla")
-        values = {name: range_of(law.params[name], 3) if law else "" for name in ("alpha", "beta", "E", "a")}
-        status = ", ".join(law.to_json()["status"]) if law else "not fitted"
-        rows.append(
-            {
-                "": part.label,
-                "α": values["alpha"],
-                "β": values["beta"],
-                "E": values["E"],
-                "a": values["a"],
-                "status": status,
-            }
-        )
+    laws = [part.law("chinchilla") for part in parts]
+    form = form_of("chinchilla")
+    rows = [
+        {
+            "": part.label,
+            **{form.symbol(name): range_of(law.params[name], 3) if law else "" for name in form.cards},
+            "status": ", ".join(law.to_json()["status"]) if law else "not fitted",
+        }
+        for part, law in zip(parts, laws, strict=True)
+    ]
     return _html(GT(pd.DataFrame(rows), id="exponents"), left=("", "status"))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from scalespec.analysis import tables
+from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.trainables.checkpoints import read_manifest
 from scalespec.trainables.history import WEIGHTS
@@ -18,7 +21,18 @@ RESULT_COLUMNS = [
     name
     for name in tables.RUNS.names
     if name
-    not in ("study", "run_key", "family_key", "task", "width", "data_fraction", "seed", "mlflow_run_id", "cost_usd")
+    not in (
+        "study",
+        "run_key",
+        "family_key",
+        "task",
+        "width",
+        "data_fraction",
+        "seed",
+        "role",
+        "mlflow_run_id",
+        "cost_usd",
+    )
 ]
 
 
@@ -48,7 +62,11 @@ def _arrow_type(types: set[type]) -> pa.DataType:
 
 
 def runs_table(
-    store: StudyStore, specs: Sequence[RunSpec], mlflow_ids: Mapping[str, str], price_per_hour: float | None
+    store: StudyStore,
+    specs: Sequence[RunSpec],
+    mlflow_ids: Mapping[str, str] = MappingProxyType({}),
+    price_per_hour: float | None = None,
+    roles: Mapping[str, str] = MappingProxyType({}),
 ) -> pa.Table:
     """One row for every run of the present study that has a result."""
     axes = axis_columns(specs)
@@ -67,10 +85,12 @@ def runs_table(
             "data_fraction": float(spec.data_fraction),
             "seed": spec.seed,
             "batch_size": spec.optim.batch_size,
+            "reference_width": spec.optim.reference.width,
             "lr_base": spec.optim.lr,
             "optimizer": spec.optim.name,
             "schedule": spec.schedule.name,
             "started_at": dt.datetime.fromtimestamp(result["started_at"], dt.UTC),
+            "role": roles.get(spec.run_key),
             "mlflow_run_id": mlflow_ids.get(spec.run_key),
             "cost_usd": None if price_per_hour is None else price_per_hour * result["duration_s"] / 3600,
         }
@@ -96,51 +116,61 @@ def curves_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
 
 def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
     """The committed analysis weights of every run, finished or not."""
-    rows = []
-    for spec in specs:
-        for step, path in store.run(spec.run_key).history().checkpoints.items():
-            try:
-                facts: Any = read_manifest(store.files, path)
-                entry, losses = facts["files"][WEIGHTS], facts["metrics"]
-                row = {
-                    "run_key": spec.run_key,
-                    "step": step,
-                    "samples": facts["samples"],
-                    "flops": facts["flops"],
-                    "path": f"{path}/{WEIGHTS}",
-                    "bytes": entry["bytes"],
-                    "sha256": entry["sha256"],
-                    "val_loss": losses.get("val_loss"),
-                    "val_accuracy": losses.get("val_accuracy"),
-                }
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue
-            rows.append(row)
-    return tables.from_rows(rows, tables.CHECKPOINTS)
+    return tables.from_rows((row for s in specs for row in checkpoint_rows(store, s.run_key)), tables.CHECKPOINTS)
+
+
+def checkpoint_rows(store: StudyStore, run_key: str) -> list[dict[str, Any]]:
+    """The committed analysis weights of a run, as rows of the table."""
+    found = store.run(run_key).history().checkpoints.items()
+    rows = (checkpoint_row(store, run_key, step, path) for step, path in found)
+    return [row for row in rows if row is not None]
+
+
+def checkpoint_row(store: StudyStore, run_key: str, step: int, path: str) -> dict[str, Any] | None:
+    """One of them, `path` its folder; None where its manifest cannot be read."""
+    try:
+        facts: Any = read_manifest(store.files, path)
+        entry, losses = facts["files"][WEIGHTS], facts["metrics"]
+        return {
+            "run_key": run_key,
+            "step": step,
+            "samples": facts["samples"],
+            "flops": facts["flops"],
+            "path": f"{path}/{WEIGHTS}",
+            "bytes": entry["bytes"],
+            "sha256": entry["sha256"],
+            "val_loss": losses.get("val_loss"),
+            "val_accuracy": losses.get("val_accuracy"),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def frames(store: StudyStore, specs: Sequence[RunSpec], needs: Collection[str]) -> dict[str, pd.DataFrame]:
+    """The tables named, of these runs: runs, curves."""
+    made = {"runs": runs_table, "curves": curves_table}
+    return {name: tables.to_pandas(table(store, specs)) for name, table in made.items() if name in needs}
 
 
 def status_of(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """done / running / diverged / failed / missing for each run, read from disk; folders of other studies are counted."""
     lease = store.read_json("lease.json")
     session = lease.get("session") if isinstance(lease, dict) else None
+    there = set(store.files.names("runs"))
+    found = watch.results(store, [spec.run_key for spec in specs])
     states = {}
     for spec in specs:
-        folder = store.run(spec.run_key)
-        result = folder.result()
-        if result is not None:
-            state, error = result["status"], result.get("error")
-        else:
-            claims = folder.claims()
-            state, error = (
-                ("running" if claims and claims[-1].get("session") == session and session else "missing"),
-                None,
-            )
-        states[spec.run_key] = {
+        key, result = spec.run_key, found.get(spec.run_key)
+        state = str(result["status"]) if result else "missing"
+        if result is None and session and key in there:
+            claims = store.run(key).claims()
+            state = "running" if claims and claims[-1].get("session") == session else "missing"
+        states[key] = {
             "state": state,
-            "error": error,
+            "error": result.get("error") if result else None,
             "width": spec.width,
             "data_fraction": str(spec.data_fraction),
+            "seed": spec.seed,
+            **dict(spec.axes),
         }
-        states[spec.run_key] |= {"seed": spec.seed, **dict(spec.axes)}
-    present = set(store.files.names("runs"))
-    return {"study": specs[0].study if specs else "", "runs": states, "other_runs": len(present - set(states))}
+    return {"study": specs[0].study if specs else "", "runs": states, "other_runs": len(there - set(states))}

@@ -2,182 +2,35 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import difflib
-import math
-import operator
 import os
 import re
+import typing
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import ValidationError
 
 from scalespec.orchestrator.errors import InputError
+from scalespec.orchestrator.study.checks import Overrides, checked, plain
+from scalespec.orchestrator.study.sections import Ladder
+from scalespec.orchestrator.study.stages import Stage, StageError, definition
+from scalespec.orchestrator.study.study import Study, check_whole, stage_study
+from scalespec.trainables.keys import keys_of, shown
+
+__all__ = ["Ladder", "Stage", "Study", "definition", "load_study", "parse_study", "stage_study", "to_yaml"]
 
 MAX_BYTES = 1 << 20
 """A study is a page of text; 430 bytes of YAML anchors can fill a memory, so size is capped and anchors are refused."""
 
-_OPERATORS: Mapping[type, Any] = {ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow}
+DEEPEST = 20
+"""Levels of nesting; PyYAML takes seconds for thousands."""
 
-
-def number(value: Any) -> Any:
-    """A number, or text such as `1e-3`, `1/2`, `sqrt(2)`, `2**0.5` as the number it means. Raises ValueError otherwise."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return _evaluate(ast.parse(value.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"{value!r} is not a number; write it as 0.001, 1e-3, 1/2 or sqrt(2)") from error
-
-
-def _evaluate(node: ast.expr) -> int | float:
-    match node:
-        case ast.Constant(value=bool()):
-            raise ValueError
-        case ast.Constant(value=int() | float() as constant):
-            return constant
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            a, b = _evaluate(left), _evaluate(right)
-            if isinstance(op, ast.Pow) and abs(b) > 64:
-                raise ValueError
-            return _OPERATORS[type(op)](a, b)  # type: ignore[no-any-return]
-        case ast.Call(func=ast.Name(id="sqrt"), args=[argument], keywords=[]):
-            return math.sqrt(_evaluate(argument))
-    raise ValueError
-
-
-def fraction(value: Any) -> Fraction:
-    """An exact rational from 1, 0.25, `1/3` or `0.1`. Raises ValueError otherwise."""
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return Fraction(str(value)) if isinstance(value, float | str) else Fraction(value)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{value!r} is not a fraction; write it as 1/4 or 0.25") from error
-
-
-Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(number)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Ladder(Section):
-    """start, start·factor, start·factor² …"""
-
-    start: Any
-    factor: Any
-    count: Annotated[int, Field(ge=1, le=1000)]
-
-
-Axis = Annotated[
-    Annotated[list[Any], Tag("list")] | Annotated[Ladder, Tag("ladder")],
-    Discriminator(lambda value: "list" if isinstance(value, list) else "ladder"),
-]
-
-
-class Data(Section):
-    source: str
-    path: str | None = None
-    limit: Annotated[Count, Field(ge=1)] | None = None
-    tokenizer: str | None = None
-
-
-class ReferencePoint(Section):
-    width: Annotated[Count, Field(ge=1)]
-    batch_size: Annotated[Count, Field(ge=1)]
-
-
-class Optim(Section):
-    lr: Annotated[Number, Field(gt=0)]
-    batch_size: Annotated[Count, Field(ge=1)]
-    reference: ReferencePoint
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.99)
-    eps: Annotated[Number, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    grad_clip: Annotated[Number, Field(gt=0)] | None = 1.0
-    width_rule: Literal["inverse_sqrt_fan_in", "mup", "none"] = "inverse_sqrt_fan_in"
-    batch_rule: Literal["sqrt", "linear", "none", "inverse_sqrt"] = "sqrt"
-
-
-class Schedule(Section):
-    name: Literal["wsd", "cosine", "constant", "ramp"] = "wsd"
-    warmup: Annotated[Count, Field(ge=0)] = 0
-    cooldown: Annotated[Number, Field(gt=0, lt=1)] = 0.2
-
-
-class Train(Section):
-    epochs: Annotated[Count, Field(ge=1)] = 1
-    checkpoints: Annotated[Count, Field(ge=2, le=1000)] = 8
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    workers: Literal["auto"] | Annotated[Count, Field(ge=1)] = "auto"
-    reuse_trunk: bool = True
-    resume_every_s: Annotated[Number, Field(gt=0)] = 30.0
-    stall_timeout_s: Annotated[Number, Field(gt=0)] = 1800.0
-
-
-class Spectra(Section):
-    profile: Literal["ww-0.7.7", "native"] = "ww-0.7.7"
-    every: Literal["checkpoint", "last", "never"] = "checkpoint"
-    vectors: bool = False
-
-
-class Resources(Section):
-    price_per_hour: Annotated[Number, Field(ge=0)] | None = None
-    """USD for an hour of one lane (one worker group)."""
-    cpus_per_worker: Annotated[Count, Field(ge=1)] = 1
-
-
-class Tracking(Section):
-    uri: str | None = None
-
-
-class Study(Section):
-    """A whole study as written, checked; `scalespec.orchestrator.study.grid` turns it into runs."""
-
-    name: Name
-    task: dict[str, Any]
-    """`name`, and the task's options."""
-    data: Data
-    grid: dict[str, Axis]
-    optim: Optim
-    schedule: Schedule = Schedule()
-    train: Train = Train()
-    spectra: Spectra = Spectra()
-    report: bool = True
-    resources: Resources = Resources()
-    storage: str = "./results"
-    tracking: Tracking = Tracking()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _task_by_name(cls, raw: Any) -> Any:
-        if isinstance(raw, dict):
-            task = raw.get("task")
-            raw = {**raw, "task": {"name": task} if isinstance(task, str) else task}
-            if isinstance(raw.get("grid"), dict):
-                raw["grid"] = {
-                    key: value if isinstance(value, list | dict) else [value] for key, value in raw["grid"].items()
-                }
-        return raw
-
-    @model_validator(mode="after")
-    def _complete(self) -> Study:
-        if not isinstance(self.task.get("name"), str):
-            raise ValueError("task: needs a name")
-        if "width" not in self.grid:
-            raise ValueError("grid: needs an axis `width`")
-        return self
+PLAIN_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
+"""YAML 1.1 reads 010 as eight and 1:30 as ninety: those are refused rather than guessed."""
 
 
 def load_study(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
@@ -200,15 +53,34 @@ def parse_study(text: str, name: str, overrides: Sequence[str] = ()) -> Study:
     for override in overrides:
         _apply(raw, lines, override)
     try:
-        study = Study.model_validate(raw)
+        study: Study = checked(Study, _spelled_out(raw))
+        check_whole(study)
     except ValidationError as error:
         raise InputError(_complaint(error, name, lines)) from None
+    except StageError as error:
+        raise InputError(f"{_where(error.place, name, lines)}: {_dotted(error.place)}: {error}") from None
     return study
 
 
 def to_yaml(study: Study) -> str:
     """The study as YAML that `load_study` reads back as an equal study."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    raw = plain(study)
+    raw["design"] = [{key: value for key, value in entry.items() if value is not None} for entry in raw["design"]]
+    raw = {key: value for key, value in raw.items() if key not in ("grid", "design") or value}
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def _spelled_out(raw: dict[str, Any]) -> dict[str, Any]:
+    """The short forms in full: a task by its name, an axis of one value."""
+    if isinstance(raw.get("task"), str):
+        raw["task"] = {"name": raw["task"]}
+    stages = raw.get("design")
+    for place in [raw, *(stages if isinstance(stages, list) else [])]:
+        if isinstance(place, dict) and isinstance(place.get("grid"), dict):
+            place["grid"] = {
+                key: value if isinstance(value, list | dict) else [value] for key, value in place["grid"].items()
+            }
+    return raw
 
 
 Lines = dict[tuple[Any, ...], str]
@@ -216,22 +88,30 @@ Lines = dict[tuple[Any, ...], str]
 
 
 def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], Lines]:
+    lines: Lines = {}
+    value = _read(text, name, lines)
+    if not isinstance(value, dict):
+        raise InputError(f"{name}: empty, or not a mapping; see studies/quickstart.yaml for an example")
+    return value, lines
+
+
+def _read(text: str, name: str, lines: Lines) -> Any:
+    """Any plain value, and where each part of it was written."""
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if depth > DEEPEST:
+                raise InputError(f"{name}:{line}: nested too deeply for a study")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise InputError(f"{name}:{line}: YAML anchors and aliases are not allowed; repeat the value")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _plain(node, (), lines, name)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         raise InputError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{name}: empty, or not a mapping; see studies/quickstart.yaml for an example")
-    lines: Lines = {}
-    value = _plain(node, (), lines, name)
-    assert isinstance(value, dict)
-    return value, lines
 
 
 def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> Any:
@@ -252,6 +132,14 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> A
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, i), lines, name) for i, item in enumerate(node.value)]
+    odd = (node.tag == "tag:yaml.org,2002:int" and not PLAIN_INTEGER.fullmatch(node.value)) or (
+        node.tag == "tag:yaml.org,2002:float" and ":" in node.value
+    )
+    if odd:
+        raise InputError(
+            f"{name}:{node.start_mark.line + 1}: {'.'.join(map(str, path))}: {shown(node.value)} is not decimal in YAML;"
+            " write the number without leading zeros or colons, a text in quotes"
+        )
     try:
         return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
     except (yaml.YAMLError, ValueError) as error:
@@ -261,12 +149,13 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], lines: Lines, name: str) -> A
 
 def _apply(raw: dict[str, Any], lines: Lines, override: str) -> None:
     key, equals, text = override.partition("=")
+    said = f"--set {override if len(override) <= 100 else override[:97] + '…'}"
     if not equals or not re.fullmatch(r"[A-Za-z0-9_.]+", key):
-        raise InputError(f"--set {override}: write it as key=value, such as --set grid.seed=[0]")
+        raise InputError(f"{said}: write it as key=value, such as --set grid.seed=[0]")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
+        value = _read(text, "", {})
+    except InputError as error:
+        raise InputError(f"{said}: {str(error).lstrip(':0123456789 ')}") from None
     # an axis may be dotted itself (grid.optim.lr), so everything after `grid.` is one key
     parts = ["grid", key.removeprefix("grid.")] if key.startswith("grid.") else key.split(".")
     if parts[0] == "task" and len(parts) == 2 and isinstance(raw.get("task"), str):
@@ -274,45 +163,74 @@ def _apply(raw: dict[str, Any], lines: Lines, override: str) -> None:
     place: Any = raw
     for depth, part in enumerate(parts[:-1], start=1):
         if part not in place:
-            place[part], lines[tuple(parts[:depth])] = {}, f"--set {override}"
+            place[part], lines[tuple(parts[:depth])] = {}, said
         place = place[part]
         if not isinstance(place, dict):
-            raise InputError(f"--set {override}: {part} is not a section")
+            raise InputError(f"{said}: {part} is not a section")
     place[parts[-1]] = value
-    lines[tuple(parts)] = f"--set {override}"
+    lines[tuple(parts)] = said
 
 
 def _complaint(error: ValidationError, name: str, lines: Lines) -> str:
     # an unknown key often explains a missing one, so it is said first
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    keys = tuple(part for part in first["loc"] if part not in ("list", "ladder") and "[" not in str(part))
-    path = keys
+    place = [part for part in first["loc"] if "[" not in str(part)]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{_where(place, name, lines)}: {_dotted(place)}: {_reason(first, place)}{more}"
+
+
+def _dotted(place: Sequence[Any]) -> str:
+    return ".".join(map(str, place)) or "study"
+
+
+def _where(place: Sequence[Any], name: str, lines: Lines) -> str:
+    """File and line of a key, or of the section that it should stand in; or the override that gave it."""
+    path = tuple(place)
     while path and path not in lines:
         path = path[:-1]
     where = lines.get(path, "1")
-    where = where if where.startswith("--set") else f"{name}:{where}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {'.'.join(map(str, keys)) or 'study'}: {_reason(first)}{more}"
+    return where if where.startswith("--set") else f"{name}:{where}"
 
 
-def _reason(first: Any) -> str:
+def _reason(first: Any, place: Sequence[Any]) -> str:
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(first["loc"][:-1]), n=1)
-        return "unknown key" + (
-            f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_known_keys(first['loc'][:-1]))}"
-        )
+        known = _known_keys(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1)
+        return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
     if first["type"] == "missing":
         return "is needed and missing"
+    if first["type"] in ("model_type", "dict_type"):
+        return f"must be a section with keys of its own, not {shown(first.get('input'))}"
+    if first["type"] in ("tuple_type", "list_type"):
+        return f"must be a list, not {shown(first.get('input'))}"
     message = str(first["msg"]).removeprefix("Value error, ")
     given = first.get("input")
-    return message if isinstance(given, dict) or repr(given) in message else f"{message}, not {given!r}"
+    named = isinstance(given, dict) or shown(given) in message or first["type"] == "value_error"
+    return message if named else f"{message}, not {shown(given)}"
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    model: Any = Study
+    kind: Any = Study
     for part in path:
-        found = model.model_fields.get(part)
-        model = found.annotation if found else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        section, reading = _section_in(kind)
+        if section is not None and part in keys_of(section):
+            found = keys_of(section)[part]
+            kind = reading if reading is not None and found.is_number else found.kind
+        elif typing.get_origin(kind) in (Mapping, tuple):  # the part names an axis or counts a stage
+            kind = typing.get_args(kind)[0 if typing.get_origin(kind) is tuple else 1]
+        else:
             return []
-    return list(model.model_fields)
+    section, _ = _section_in(kind)
+    return list(keys_of(section)) if section is not None else []
+
+
+def _section_in(kind: Any) -> tuple[Any, Any]:
+    """The dataclass that a type is, marks as overridden, or has as an alternative; and what a number in it may be instead."""
+    if isinstance(kind, Overrides):
+        return kind.section, kind.reading
+    if dataclasses.is_dataclass(kind):
+        return kind, None
+    if typing.get_origin(kind) in (Mapping, tuple):
+        return None, None
+    parts = getattr(kind, "__metadata__", ()) or typing.get_args(kind)
+    return next((found for part in parts if (found := _section_in(part))[0] is not None), (None, None))

@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from scalespec.orchestrator.states import MARKS
+from scalespec.orchestrator.terminal.command import command
 from scalespec.orchestrator.terminal.progress import console, duration, say
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ def plan(planned: Plan, finished: int, free: int | None) -> None:
     """The runs, then the totals."""
     axes = sorted({name for run in planned.runs for name in run.axes})
     shown = table(
-        ["run", *(a.rpartition(".")[2] for a in axes), "N", "steps", "D", "lr", "FLOP", "time", "disk", "pack"],
+        ["run", *(a.rpartition(".")[2] for a in axes), "N", "steps", "D", "lr", "FLOP", "time", "disk", "unit"],
         left=["run"],
     )
     for run in planned.runs:
         extra = [f"{run.axes.get(axis)}" for axis in axes]
         shown.add_row(
             f"w{run.width} f={run.data_fraction} s{run.seed}", *extra, count(run.params_matmul), str(run.steps), count(run.samples),
-            f"{run.lr:.3g}", count(run.flops_train), duration(run.seconds), humanize.naturalsize(run.disk_bytes, format="%.0f"), str(run.pack),
+            f"{run.lr:.3g}", count(run.flops_train), duration(run.seconds), humanize.naturalsize(run.disk_bytes, format="%.0f"), str(run.unit),
         )  # fmt: skip
     if planned.runs:
         display(shown)
@@ -74,9 +75,13 @@ def plan(planned: Plan, finished: int, free: int | None) -> None:
         say(
             f"warning: in {notes['warmup is more than half the run']} runs the warmup is more than half the run; lower schedule.warmup"
         )
+    for note in sorted({note for run in planned.runs for note in run.warnings if "part of the key" in note}):
+        say(f"note: {note}")
     done = f", {finished} finished before" if finished else ""
+    if planned.further_runs:
+        done += f", at most {planned.further_runs} more once their results are read"
     say(
-        f"{len(planned.runs)} runs{done}; {len(planned.packs)} packs on {planned.lanes} lanes; C = {count(planned.flops_train)} FLOP"
+        f"{len(planned.runs)} runs{done}; {len(planned.units)} units on {planned.lanes} lanes; C = {count(planned.flops_train)} FLOP"
     )
     say(f"FLOP: {planned.flops_convention}")
     say(f"time: about {duration(planned.seconds)} on this machine, of which starting worker groups takes {planned.start_up_share:.0%}"
@@ -117,6 +122,8 @@ def _ratio(text: str) -> float:
 
 def outcome(result: Outcome, again: str, *, tracking: bool = True) -> None:
     """States, laws with intervals, and where everything is."""
+    from scalespec.analysis.laws.registry import form_of_law
+
     tally = Counter(result.states.values())
     say(f"runs: {', '.join(f'{tally[state]} {state}' for state in MARKS if tally[state])}")
     for key, state in result.states.items():
@@ -125,18 +132,18 @@ def outcome(result: Outcome, again: str, *, tracking: bool = True) -> None:
     for problem in result.problems:
         say(f"problem: {problem}")
     for fitted in result.laws:
-        if fitted.form == "chinchilla":
+        if form_of_law(fitted).of_size_and_data:
             law(fitted, "")
     path = result.store.local_path or result.store.root
     files = result.store.files.names("report")
     if "index.html" in files:
         say(f"report: {path}/report/index.html")
     if tracking and result.tracked:
-        say(f"MLflow: scalespec ui {path}")
+        say(f"MLflow: {command('ui', path)}")
     elif tracking:
-        say(f"MLflow has not everything; repair with: scalespec sync {path}")
+        say(f"MLflow has not everything; repair with: {command('sync', path)}")
     if result.exit_code:
-        say(f"some runs have no result; see scalespec status {path}, then: {again}")
+        say(f"some runs have no result; see {command('status', path)}, then: {again}")
 
 
 def law(fitted: Law, said: str) -> None:
@@ -164,12 +171,14 @@ def law(fitted: Law, said: str) -> None:
 def best_sizes(fitted: Law) -> list[str]:
     """What a law of L(N, D) expects to be best for the largest budget of the table, and for ten times that."""
     from scalespec.analysis.laws import optimum
+    from scalespec.analysis.laws.form import Cost
+    from scalespec.analysis.laws.registry import form_of_law
     from scalespec.analysis.plots.axes import flop
 
-    if fitted.form != "chinchilla" or not fitted.params or fitted.evidence is None:
+    if not form_of_law(fitted).of_size_and_data or not fitted.params or fitted.evidence is None:
         return []
-    cost, columns = fitted.diagnostics, fitted.evidence.columns
-    spent = cost["cost_factor"] * columns["n"] ** cost["cost_n_exponent"] * columns["d"] ** cost["cost_d_exponent"]
+    cost, columns = Cost.of(fitted), fitted.evidence.columns
+    spent = cost.k * columns["n"] ** cost.s * columns["d"] ** cost.t
     lines = []
     for budget, where in ((float(spent.max()), "the largest budget"), (10 * float(spent.max()), "ten times that")):
         best = optimum(fitted, budget)

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ import psutil
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.version import git_commit
+from scalespec.trainables.keys import keys_of
 from scalespec.trainables.rules.scaling import scaled_optim
-from scalespec.trainables.spec import RunSpec
+from scalespec.trainables.spec import SECTIONS, RunSpec
 
 log = logging.getLogger("scalespec.tracking")
 
@@ -93,6 +94,8 @@ class Tracker:
     _sent: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
+    _parts: dict[str, set[str]] = field(default_factory=dict)
+    """run_key → metric parts that were sent."""
 
     def open(self) -> None:
         """Connects, and finds or makes the experiment and the parent run. Safe to repeat."""
@@ -136,10 +139,9 @@ class Tracker:
         if not claims and result is None:
             return
         run_id = self._child(spec, claims)
-        rows = [
-            (row["metric"], row["step"], row["value"], row["time_ms"])
-            for row in folder.read_parts(folder.history().settled_parts)
-        ]
+        known = self._parts.setdefault(spec.run_key, set())
+        parts = [part for part in folder.history().settled_parts if part not in known]
+        rows = [(row["metric"], row["step"], row["value"], row["time_ms"]) for row in folder.read_parts(parts)]
         if result is not None:
             now = int(time.time() * 1000)
             final = {"final/val_loss": result.get("val_loss"), "final/val_loss_se": result.get("val_loss_se")}
@@ -147,6 +149,7 @@ class Tracker:
             final |= {"D": result["samples"], "C": result["flops_train"]}
             rows += [(name, result["steps"], float(value), now) for name, value in final.items() if value is not None]
         self._send(spec.run_key, rows)
+        known.update(parts)
         if result is not None:
             status = "FAILED" if result["status"] == "failed" else "FINISHED"
             self.client.set_tag(run_id, STATUS_TAG, result["status"])
@@ -280,10 +283,20 @@ def params_of(spec: RunSpec) -> dict[str, Any]:
     scaled = scaled_optim(spec.optim)
     out: dict[str, Any] = {"task": spec.task, **axes_of(spec), **dict(spec.options), "family_key": spec.family_key}
     out |= {"lr": scaled.lr, "lr_base": spec.optim.lr, "betas": scaled.betas, "eps": scaled.eps}
-    out |= {f"optim.{key}": getattr(spec.optim, key) for key in ("name", "batch_size", "weight_decay", "grad_clip")}
-    out |= {f"optim.{key}": getattr(spec.optim, key) for key in ("width_rule", "batch_rule")}
-    out |= {f"schedule.{key}": getattr(spec.schedule, key) for key in ("name", "warmup", "cooldown")}
-    out |= {"epochs": spec.train.epochs, "precision": spec.train.precision, "data_identity": spec.data_identity}
+    for name in SECTIONS:
+        out |= _told(name, getattr(spec, name))
+    return out | {"data_identity": spec.data_identity}
+
+
+def _told(name: str, config: Any) -> dict[str, Any]:
+    """The keys of a section that can change a run's numbers, dotted."""
+    out: dict[str, Any] = {}
+    for key in keys_of(type(config)).values():
+        value = getattr(config, key.name)
+        if key.is_section:
+            out |= _told(f"{name}.{key.name}", value)
+        elif key.hashed or key.axis:
+            out[f"{name}.{key.name}"] = value
     return out
 
 
@@ -297,29 +310,44 @@ def source_tags() -> dict[str, str]:
 
 
 class Recorder:
-    """Follows a running study in a thread. Nothing that goes wrong here reaches training; `problem` says what did."""
+    """Sends what a running study commits, in a thread. Nothing that goes wrong here reaches training; `problem` says what did.
 
-    def __init__(self, tracker: Tracker | None, specs: Sequence[RunSpec]) -> None:
-        self.tracker, self.specs, self.problem = tracker, list(specs), ""
+    It is told which runs have news and looks at nothing else.
+    """
+
+    def __init__(self, tracker: Tracker | None, specs: Iterable[RunSpec] = ()) -> None:
+        self.tracker, self.problem = tracker, ""
+        self.specs = {spec.run_key: spec for spec in specs}
+        self._news: set[str] = set()
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
 
-    def start(self) -> None:
-        if self.tracker is not None:
+    def expect(self, specs: Iterable[RunSpec]) -> None:
+        """Runs that the study has asked for."""
+        with self._lock:
+            self.specs |= {spec.run_key: spec for spec in specs}
+
+    def take(self, run_keys: Iterable[str]) -> None:
+        """These runs have committed something. The first such word starts the thread."""
+        # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
+        with self._lock:
+            self._news |= set(run_keys)
+            start = bool(self._news) and self.tracker is not None and not self._thread.ident
+        if start:
             self._thread.start()
 
     def _follow(self) -> None:
-        # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
-        while not self._stop.wait(POLL_S) and not any(self._begun(spec) for spec in self.specs):
-            pass
         while True:
-            wait = POLL_S if self._try(lambda tracker: tracker.record(self.specs)) else RETRY_S
-            if self._stop.wait(wait):
+            with self._lock:
+                keys, self._news = self._news, set()
+                specs = [self.specs[key] for key in sorted(keys) if key in self.specs]
+            sent = self._try(lambda tracker: tracker.record(specs)) if specs else True  # noqa: B023
+            if not sent:
+                with self._lock:
+                    self._news |= keys
+            if self._stop.wait(POLL_S if sent else RETRY_S):
                 return
-
-    def _begun(self, spec: RunSpec) -> bool:
-        assert self.tracker is not None
-        return bool(self.tracker.store.run(spec.run_key).claims())
 
     def _try(self, action: Any) -> bool:
         assert self.tracker is not None
@@ -346,7 +374,7 @@ class Recorder:
             return False
 
         def everything(tracker: Tracker) -> None:
-            tracker.record(self.specs)
+            tracker.record(list(self.specs.values()))
             tracker.record_spectra(summary)
             tracker.record_study(laws, status=status)
 

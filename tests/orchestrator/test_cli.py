@@ -105,7 +105,7 @@ def test_no_number_is_cut_off_however_narrow_the_terminal(scalespec, tmp_path, m
 
 
 def test_plan_of_mnist_is_the_table_of_the_design(scalespec, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.run.PROBE_S", 0.02)
+    monkeypatch.setattr("scalespec.orchestrator.run.PROBE_S", 0.02)
     root = Path(__file__).parents[2]
     said = scalespec(
         "plan", root / "studies/mnist.yaml", "--set", f"data.path={shared}/data/mnist", "--set", "grid.seed=[0]"
@@ -161,7 +161,7 @@ def test_a_file_that_is_no_study_is_named(refused, tmp_path, verb):
     (tmp_path / "odd.yaml").write_text("name: [")
     assert "odd.yaml:1: not valid YAML" in refused(verb, tmp_path / "odd.yaml")
     (tmp_path / "odd.yaml").write_text(toy_yaml().replace("lr: 0.01", "lr: fast"))
-    assert "optim.lr: 'fast' is not a number" in refused(verb, tmp_path / "odd.yaml")
+    assert "optim.lr: must be a number above 0; 'fast' is not a number" in refused(verb, tmp_path / "odd.yaml")
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
@@ -360,7 +360,7 @@ def test_an_interrupted_study_says_how_to_go_on(scalespec, tmp_path, monkeypatch
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.run.run_study", interrupted)
+    monkeypatch.setattr("scalespec.orchestrator.run.run_study", interrupted)
     path = study_file(tmp_path)
     said = scalespec("run", path, "--set", "grid.seed=[0, 1]", "--storage", "/data")
     assert said.code == 130

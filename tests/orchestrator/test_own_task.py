@@ -38,13 +38,3 @@ def test_it_plans_and_runs(folder):
     assert set(runs["task"]) == {"rings:Rings"}
     assert "dropout" in runs.columns
     assert (runs["val_accuracy"] > 0.4).all()
-
-
-def test_it_trains_without_ray(folder):
-    text = DOCS.read_text()
-    code = text[text.rindex("```python\n") + len("```python\n") : text.rindex("```")]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert 0 < float(done.stdout) < 1.4

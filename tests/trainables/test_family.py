@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalespec.trainables.family import checkpoint_steps, is_logged, steps_of
+from scalespec.trainables.family import (
+    FamilySchedule,
+    RunSchedule,
+    checkpoint_steps,
+    family_schedule,
+    is_logged,
+    run_schedule,
+    steps_of,
+)
+from scalespec.trainables.rules import schedules
+from scalespec.trainables.spec import RunSpec
+from studies import toy_grid
 
 
 @given(st.integers(1, 10**7), st.integers(2, 60))
@@ -42,3 +53,48 @@ def test_logged_steps_are_dense_at_first_and_thin_later(steps):
 def test_only_whole_batches_are_trained(examples, fraction, batch):
     steps = steps_of(examples, fraction, 1, batch)
     assert steps * batch <= fraction * examples < (steps + 1) * batch + 1
+
+
+def family_of(**changes) -> list[RunSpec]:
+    return toy_grid(grid={"width": [8]}, **changes).families().popitem()[1]
+
+
+def test_a_family_branches_where_its_cooldowns_start():
+    schedule = family_schedule(family_of(), 2048)
+    assert schedule.shares_trunk
+    assert [run.steps for run in schedule.runs] == [32, 64, 128]
+    assert [run.branch for run in schedule.runs] == [24, 48, 96]
+    assert [run.kept for run in schedule.runs] == [(0, 4, 8, 16, 32), (0, 8, 16, 32, 64), (0, 16, 32, 64, 128)]
+    assert [run.kept_of_trunk for run in schedule.runs] == [(0, 4, 8, 16), (0, 8, 16, 32), (0, 16, 32, 64)]
+    assert schedule.trunk_kept == (0, 4, 8, 16, 32, 64)
+
+
+@pytest.mark.parametrize("name", ["wsd", "cosine", "constant"])
+@pytest.mark.parametrize("train", [{}, {"epochs": 2}, {"reuse_trunk": False}])
+def test_a_trunk_is_shared_where_nothing_before_the_branch_depends_on_the_fraction(name, train):
+    family = family_of(schedule={"name": name}, train=train)
+    schedule = family_schedule(family, 2048)
+    assert schedule.shares_trunk is (name != "cosine" and not train)
+    for spec, run in zip(family, schedule.runs, strict=True):
+        assert run == run_schedule(spec, 2048, schedule.shares_trunk)
+        assert run.branch == (schedules.branch_step(spec.schedule, run.steps) if schedule.shares_trunk else None)
+
+
+def test_a_single_run_has_nobody_to_share_with():
+    schedule = family_schedule(family_of()[:1], 2048)
+    assert not schedule.shares_trunk
+    assert schedule.trunk_kept == ()
+    assert schedule.executed([schedule.runs[0].run_key]) == {schedule.runs[0].run_key: schedule.runs[0].steps}
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 1)), min_size=1, max_size=6), st.data())
+def test_a_family_executes_its_longest_trunk_once_and_every_cooldown(parts, data):
+    ordered = sorted((steps, int(share * steps)) for steps, share in parts)
+    runs = tuple(RunSchedule(str(i), steps, branch, (0, steps)) for i, (steps, branch) in enumerate(ordered))
+    keys = data.draw(st.sets(st.sampled_from([run.run_key for run in runs]), min_size=1))
+    executed = FamilySchedule(runs, True).executed(keys)
+    chosen = [run for run in runs if run.run_key in keys]
+    assert list(executed) == [run.run_key for run in chosen]
+    trunk = max(run.branch for run in chosen)
+    assert sum(executed.values()) == trunk + sum(run.steps - run.branch for run in chosen)
+    assert all(steps >= 0 for steps in executed.values())

@@ -2,21 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+import tiny
 
 from scalespec.trainables.checkpoints import RunFolder, local_run, read_committed
 from scalespec.trainables.errors import DataChangedError
-from scalespec.trainables.family import checkpoint_steps
+from scalespec.trainables.evals import validation
+from scalespec.trainables.family import checkpoint_steps, family_schedule, is_logged
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import WEIGHTS
 from scalespec.trainables.loop import Trainer
+from scalespec.trainables.meters import Rate
 from scalespec.trainables.spec import RunSpec
 from studies import toy_grid
 
@@ -57,9 +56,7 @@ def test_a_branch_of_the_trunk_equals_the_run_trained_alone(tmp_path, schedule, 
     grid, family = family_of(schedule={"name": schedule}, task={"name": "toy_task:Toy", "dropout": dropout})
     files = LocalFiles(tmp_path)
     trunk = RunFolder(files, "families/f")
-    steps = sorted(
-        {s for spec in family for s in checkpoint_steps(int(spec.data_fraction * 128), spec.train.checkpoints)}
-    )
+    steps = family_schedule(family, 2048).trunk_kept
     assert len(family) == 3
     for spec in family:
         shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
@@ -82,6 +79,19 @@ def test_a_fraction_that_joins_later_branches_from_the_same_trunk(tmp_path):
         Trainer(spec, grid.of(spec), shared, trunk).run()
         Trainer(spec, grid.of(spec), alone).run()
         assert weights(shared) == weights(alone)
+
+
+def test_the_curve_of_a_run_that_is_all_trunk_is_whole(tmp_path):
+    """Without a cooldown the branch is the end; its step, 125, has no point on the curve of a longer run."""
+    grid, family = family_of(schedule={"name": "constant"}, data={"limit": 2000})
+    files = LocalFiles(tmp_path)
+    trunk = RunFolder(files, "families/f")
+    for spec in family:
+        shared, alone = RunFolder(files, f"shared/{spec.run_key}"), RunFolder(files, f"alone/{spec.run_key}")
+        assert not is_logged(Trainer(spec, grid.of(spec), shared, trunk).run()["steps"]) or spec is not family[-1]
+        Trainer(spec, grid.of(spec), alone).run()
+        read_again = RunFolder(files, shared.folder), RunFolder(files, alone.folder)
+        assert curves(read_again[0]) == curves(read_again[1])
 
 
 def test_a_damaged_trunk_checkpoint_is_trained_again(tmp_path):
@@ -164,13 +174,42 @@ def test_the_columns_of_a_result_agree_with_each_other(tmp_path):
     assert math.isclose(halves, result["val_loss"], rel_tol=1e-12)
 
 
+def test_the_throughput_counts_training_alone(tmp_path, monkeypatch):
+    """By a clock on which a step takes a second and a commit a thousand; several lie between the last points."""
+    grid, family = family_of(train={"checkpoints": 20, "resume_every_s": 1e-6}, data={"limit": 2000})
+    clock = [0.0]
+
+    def tick(seconds: float):
+        clock[0] += seconds
+
+    class Slow(RunFolder):
+        def save_weights(self, *args):
+            tick(1000)
+            super().save_weights(*args)
+
+        def save_state(self, *args, **more):
+            tick(1000)
+            super().save_state(*args, **more)
+
+    evaluate = validation.evaluate
+    monkeypatch.setattr(validation, "evaluate", lambda *args: tick(100) or evaluate(*args))
+    run, trunk = Slow(LocalFiles(tmp_path), "run"), Slow(LocalFiles(tmp_path), "trunk")
+    trainer = Trainer(family[-1], grid.of(family[-1]), run, trunk, beat=lambda: tick(1))
+    trainer.training.rate = Rate(trainer.training.group.device, lambda: clock[0])
+    result = trainer.run()
+    rates = tiny.curve(run, "samples_per_s")
+    assert max(rates) == result["steps"] == 125  # a checkpoint, and no power of two
+    assert set(rates.values()) == {result["samples_per_s"]} == {16.0}
+
+
 def test_fractions_are_prefixes_of_one_permutation_the_same_at_every_width(tmp_path):
     grid = toy_grid(grid={"seed": [0, 1]})
     seen: dict[tuple, np.ndarray] = {}
     for spec in grid.runs:
         trainer = Trainer(spec, grid.of(spec), local_run(tmp_path / spec.run_key))
-        rows = np.concatenate([trainer._indices(step) for step in range(trainer.steps)])
-        assert len(np.unique(rows)) == len(rows) == trainer.steps * 16
+        steps = trainer.schedule.steps
+        rows = np.concatenate([trainer.training.batches.of(step) for step in range(steps)])
+        assert len(np.unique(rows)) == len(rows) == steps * 16
         seen[(spec.width, spec.data_fraction, spec.seed)] = rows
     whole = seen[(8, Fraction(1), 0)]
     for (_width, _fraction, seed), rows in seen.items():
@@ -183,8 +222,9 @@ def test_later_epochs_shuffle_the_same_prefix(tmp_path):
     grid = toy_grid(grid={"width": [8], "data_fraction": ["1/2"]}, train={"epochs": 3})
     spec = grid.runs[0]
     trainer = Trainer(spec, grid.of(spec), local_run(tmp_path / "r"), trunk=local_run(tmp_path / "t"))
-    assert trainer.branch is None
-    rows = np.concatenate([trainer._indices(step) for step in range(trainer.steps)]).reshape(3, 1024)
+    assert trainer.schedule.branch is None
+    rows = np.concatenate([trainer.training.batches.of(step) for step in range(trainer.schedule.steps)])
+    rows = rows.reshape(3, 1024)
     assert all(np.array_equal(np.sort(rows[0]), np.sort(epoch)) for epoch in rows)
     assert not np.array_equal(rows[0], rows[1])
     assert trainer.run()["unique_samples"] == 1024
@@ -197,27 +237,21 @@ def test_other_data_than_planned_is_refused(tmp_path):
         Trainer(spec, grid.of(spec), local_run(tmp_path / "r"))
 
 
-def _ddp_worker(rank: int, world: int, folder: str, spec_json: dict) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    spec = RunSpec.from_json(spec_json)
-    grid = toy_grid()
-    ready = grid.prepared[next(iter(grid.prepared))]
-    Trainer(spec, ready, local_run(f"{folder}/two"), local_run(f"{folder}/trunk")).run()
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_two_ddp_workers_equal_one_process_on_the_same_global_batch(tmp_path):
-    grid, family = family_of()
-    spec = family[0]
-    mp.spawn(_ddp_worker, (2, str(tmp_path), spec.to_json()), nprocs=2)
-    alone = Trainer(spec, grid.of(spec), local_run(tmp_path / "one")).run()
-    two = local_run(tmp_path / "two").result()
-    assert two["workers"] == 2
-    assert two["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-5)
-    assert two["samples"] == alone["samples"]
+@pytest.mark.parametrize("world", [2, 4])
+def test_losses_do_not_depend_on_the_number_of_workers(tmp_path, world):
+    """Of a small GPT, and of the CNN whose dropout belongs to its examples."""
+    tiny.train_all(str(tmp_path / "one"))
+    tiny.in_group(world, tiny.train_all, str(tmp_path / "group"), trunk=True)
+    for task in ("gpt", "mnist_cnn"):
+        alone, group = (local_run(tmp_path / where / task) for where in ("one", "group"))
+        one, other = tiny.curve(alone), tiny.curve(group)
+        steps = [step for step in one if step <= 200]
+        assert len(steps) > 100
+        assert one[steps[-1]] < 0.9 * one[1]
+        assert [other[step] for step in steps] == pytest.approx([one[step] for step in steps], abs=1e-5)
+        assert group.result()["workers"] == world
+        assert group.result()["samples"] == alone.result()["samples"]
 
 
 def test_a_spec_survives_json():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,10 @@ class Tokenizer:
             return np.frombuffer(document, np.uint8)
         ids: np.ndarray = self.encoding.encode_to_numpy(document.decode(), disallowed_special=())
         return ids.astype(self.dtype)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are not UTF-8 become �."""
+        return str(self.encoding.decode(ids, errors="replace"))
 
 
 def tokenizer(name: str) -> Tokenizer:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scalespec.trainables.evals.seam import Context, Eval, Measured
 from scalespec.trainables.group import Group
 from scalespec.trainables.io import ValRows
 from scalespec.trainables.task import Dataset, Task
@@ -51,6 +52,18 @@ def evaluate(
     model.train()
     loss, correct = group.total(results).cpu().numpy()
     return ValRows(loss, correct if has_correct else None, select_half(count))
+
+
+def _validate(task: Task, model: nn.Module, data: Dataset, context: Context) -> Measured:
+    rows = evaluate(task, model, data, context.group, context.spec.train.precision, context.beat)
+    metrics = {"val_loss": float(rows.loss.mean())}
+    if rows.correct is not None:
+        metrics["val_accuracy"] = float(rows.correct.mean())
+    return Measured(metrics, rows=rows)
+
+
+VALIDATION = Eval("validation", "checkpoint", _validate)
+"""`val_loss` and `val_accuracy` of the whole validation split, wherever weights are kept."""
 
 
 def select_half(count: int) -> np.ndarray:

@@ -6,8 +6,7 @@ Nothing is allocated or computed, so a count takes milliseconds at any size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.skeleton import draws, on_meta, skeleton
 from scalespec.trainables.task import Task
 
 CONVENTION = (
@@ -48,6 +48,9 @@ class Counts:
     """`flops_train` without the products of two activations (attention scores, and scores times values)."""
     flops_causal: int
     """`flops_train` with those products halved, as a causal mask allows."""
+    random_forward: bool = False
+    """Whether the model draws random numbers of its own while training, as torch's dropout does; `rules.dropout` does not.
+    What each worker draws differs, so that numbers then depend on how many there are."""
 
 
 def example_of(arrays: Sequence[np.ndarray]) -> Example:
@@ -60,9 +63,9 @@ def count(task: Task, width: int, example: Example) -> Counts:
 
     Raises TaskError where the model or its loss needs real numbers and so cannot run on the meta device.
     """
-    with _on_meta():
+    with on_meta():
         try:
-            model = task.build(width)
+            model = skeleton(task, width)
             batch = tuple(torch.empty((1, *shape), dtype=_torch_dtype(dtype)) for shape, dtype in example)
             with sdpa_kernel(SDPBackend.MATH), _Tally(model) as tally:
                 loss = task.losses(model.train(), batch).loss_B.mean()
@@ -84,11 +87,12 @@ def count(task: Task, width: int, example: Example) -> Counts:
         flops_train=tally.total,
         flops_matmul=tally.total - tally.attention,
         flops_causal=tally.total - tally.attention // 2,
+        random_forward=tally.random,
     )
 
 
 class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up FLOPs by PyTorch's own formulas and tells products with a weight from products of two activations.
+    """Adds up FLOPs by PyTorch's own formulas, tells products with a weight from those of two activations, notices draws.
 
     A tensor counts as a weight if it is a parameter, a view of one, or computed from weights alone (a cast, a transpose,
     a weight norm).
@@ -98,13 +102,20 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self.attention = 0
+        self.random = False
         self.multiplied: set[str] = set()
         self.in_forward = True
         self._alive: list[Tensor] = []
         """Keeps the derived weights alive, so that no storage's identity is used twice."""
         self._weights = {_storage(p): frozenset([name] if p.ndim >= 2 else []) for name, p in model.named_parameters()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; the default would import the compiler, two seconds, to be told so."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.random |= self.in_forward and draws(func)
         out = func(*args, **(kwargs or {}))
         operation = func._overloadpacket
         inputs = [value for value in args if isinstance(value, Tensor)]
@@ -150,13 +161,6 @@ def _storage(tensor: Tensor) -> int:
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
-
-
-@contextmanager
-def _on_meta() -> Iterator[None]:
-    """The meta device as default, the caller's random state untouched."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        yield
 
 
 # Dense bf16 peaks in FLOP/s from NVIDIA's data sheets; the first pattern that matches wins.

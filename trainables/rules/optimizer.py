@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +13,12 @@ from scalespec.trainables.rules.scaling import ScaledOptim
 
 def optimizer(name: str, groups: list[dict[str, Any]], optim: ScaledOptim) -> torch.optim.Optimizer:
     """adamw, adam or sgd over the groups of `scaling.param_groups`, fused. Raises ValueError for another name."""
-    _without_compiler()
     if name == "adamw":
-        return torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, fused=True)
+        return _plain(torch.optim.AdamW)(groups, betas=optim.betas, eps=optim.eps, fused=True)
     if name == "adam":
-        return torch.optim.Adam(groups, betas=optim.betas, eps=optim.eps, fused=True)
+        return _plain(torch.optim.Adam)(groups, betas=optim.betas, eps=optim.eps, fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], fused=True)
+        return _plain(torch.optim.SGD)(groups, lr=optim.lr, momentum=optim.betas[0], fused=True)
     raise ValueError(f"optim.name {name!r} is not one of adamw, adam, sgd")
 
 
@@ -28,13 +28,11 @@ def step(optimizer: torch.optim.Optimizer) -> None:
         inspect.unwrap(type(optimizer).step)(optimizer)
 
 
-def _without_compiler() -> None:
-    """Spares torch importing its compiler, two seconds in every process, only to note that optimizers are not compiled.
+def _plain(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """A class of torch's with the methods below as they are written, without the marks that keep the compiler out of them.
 
-    The first call of each of these methods would import torch._dynamo and keep, under this name, the method marked for it
-    (`torch/_compile.py`); nothing here is compiled, so the plain method does. Where torch changes, nothing happens.
+    The first call of a marked method imports torch._dynamo, two seconds in every process (`torch/_compile.py`). Nothing
+    here is compiled. Where a later torch has no marks, the methods are the same.
     """
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
-        if plain is not None and not hasattr(plain, "__dynamo_disable"):
-            setattr(plain, "__dynamo_disable", plain)
+    marked = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    return type(kind.__name__, (kind,), {name: inspect.unwrap(getattr(kind, name)) for name in marked})

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.keys import choices_of
 from scalespec.trainables.spec import OptimConfig
 
-BATCH_RULES = ("sqrt", "linear", "none", "inverse_sqrt")
-WIDTH_RULES = ("inverse_sqrt_fan_in", "mup", "none")
+BATCH_RULES, WIDTH_RULES = choices_of(OptimConfig, "batch_rule"), choices_of(OptimConfig, "width_rule")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.keys import choices_of
 from scalespec.trainables.spec import ScheduleConfig
 
-SCHEDULES = ("wsd", "cosine", "constant", "ramp")
+SCHEDULES = choices_of(ScheduleConfig, "name")
 
 
 def multiplier(schedule: ScheduleConfig, step: int, steps: int, batch_samples: int) -> float:

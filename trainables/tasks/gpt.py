@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from scalespec.trainables.data import text
 from scalespec.trainables.data.tokenizer import tokenizer
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.evals.samples import SAMPLES
+from scalespec.trainables.evals.seam import Eval
+from scalespec.trainables.keys import key
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
 
@@ -31,16 +34,20 @@ VOCAB_MULTIPLE = 128
 class Options:
     """The model at every width; defaults are a small byte-level model."""
 
-    layers: int = 2
-    context: int = 64
-    """Tokens that a window predicts."""
-    head_dim: int = 16
-    """Wanted head dimension; see `heads`."""
-    vocab: int = 256
-    """Token ids of the tokenizer; the embedding is padded beyond it, and the padding is not predicted."""
-    biases: bool = True
-    tied: bool = False
-    """Whether the output head is the token embedding."""
+    layers: int = key("Blocks.", default=2, born=2, least=1, most=10_000)
+    context: int = key("Tokens that a window predicts.", default=64, born=64, unit="tokens", least=1, most=2**24)
+    head_dim: int = key(
+        "Wanted head dimension; the nearest that divides the width is taken.", default=16, born=16, least=1, most=2**24
+    )
+    vocab: int = key(
+        "Token ids of the tokenizer; the embedding is padded beyond it, and the padding is not predicted.",
+        default=256,
+        born=256,
+        least=1,
+        most=2**24,
+    )
+    biases: bool = key("Whether linear layers and norms have biases.", default=True, born=True)
+    tied: bool = key("Whether the output head is the token embedding.", default=False, born=False)
 
 
 GPT2_SMALL = Options(layers=12, context=1024, head_dim=64, vocab=50257, biases=True, tied=True)
@@ -134,11 +141,9 @@ class Gpt:
     VERSION: ClassVar[int] = 1
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "tokens"
+    evals: ClassVar[tuple[Eval, ...]] = (SAMPLES,)
 
     def __init__(self, options: Any) -> None:
-        for name in ("layers", "context", "head_dim", "vocab"):
-            if getattr(options, name) < 1:
-                raise TaskError(f"task gpt: option {name} must be at least 1, not {getattr(options, name)}")
         self.options: Options = options
 
     @staticmethod

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalespec.trainables.data import images
-from scalespec.trainables.errors import TaskError
+from scalespec.trainables.evals.predictions import PREDICTIONS
+from scalespec.trainables.evals.seam import Eval
+from scalespec.trainables.keys import key
+from scalespec.trainables.rules.dropout import Dropout
 from scalespec.trainables.spec import DataConfig
 from scalespec.trainables.task import Dataset, Losses
 
@@ -26,8 +29,9 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 class Options:
     """Options of the CNN."""
 
-    dropout: float = 0.0
-    """Share of the features zeroed before the linear layer while training."""
+    dropout: float = key(
+        "Share of the features zeroed before the linear layer while training.", default=0.0, born=0.0, least=0, below=1
+    )
 
 
 class Cnn(nn.Module):
@@ -37,7 +41,7 @@ class Cnn(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(2 * width * 7 * 7, 10)
 
     def forward(self, pixels_BHW: Tensor) -> Tensor:
@@ -54,13 +58,12 @@ class Cnn(nn.Module):
 class MnistCnn:
     """Classification of 28 × 28 grey images into ten classes."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     Options: ClassVar[type] = Options
     UNIT: ClassVar[str] = "images"
+    evals: ClassVar[tuple[Eval, ...]] = (PREDICTIONS,)
 
     def __init__(self, options: Any) -> None:
-        if not 0 <= options.dropout < 1:
-            raise TaskError(f"task mnist_cnn: option dropout must lie in [0, 1), not {options.dropout}")
         self.options: Options = options
 
     @staticmethod

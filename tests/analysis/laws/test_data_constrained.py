@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from scalespec.analysis.laws import FitStatus, data_constrained_loss, fit_data_constrained
-from scalespec.analysis.laws.data_constrained import _problem, effective_data
+from scalespec.analysis.laws.data_constrained import effective_data, problem
 
 PUBLISHED = {
     "A": np.exp(6.255414),
@@ -33,13 +33,13 @@ def test_fresh_data_counts_in_full_and_repeats_saturate():
 
 def test_gradient_agrees_with_finite_differences():
     loss = data_constrained_loss(PUBLISHED, N, D, U)
-    problem = _problem({"n": N, "d": D, "u": U}, loss)
-    theta = problem.starts[:12]
-    jacobian = problem.model.derivatives(theta)[1]
+    found = problem({"n": N, "d": D, "unique": U}, loss)
+    theta = found.starts[:12]
+    jacobian = found.model.derivatives(theta)[1]
     for j in range(7):
         away = np.zeros(7)
         away[j] = 1e-6
-        numeric = (problem.model.log_loss(theta + away) - problem.model.log_loss(theta - away)) / 2e-6
+        numeric = (found.model.log_loss(theta + away) - found.model.log_loss(theta - away)) / 2e-6
         np.testing.assert_allclose(jacobian[:, j], numeric, rtol=1e-5, atol=1e-6)
 
 

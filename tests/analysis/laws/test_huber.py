@@ -3,16 +3,17 @@ import pytest
 from scipy.optimize import minimize
 from surfaces import EPOCH
 
-from scalespec.analysis.laws import forms
-from scalespec.analysis.laws.huber import InLoss, SumOfPowers, huber, minimise
+from scalespec.analysis.laws import chinchilla
+from scalespec.analysis.laws.huber import huber, minimise
 from scalespec.analysis.laws.kaplan import _Joint
+from scalespec.analysis.laws.models import InLoss, SumOfPowers
 
 RNG = np.random.default_rng(1)
 N, D = 10 ** RNG.uniform(7, 10, 40), 10 ** RNG.uniform(9, 11.5, 40)
 LOSS = (EPOCH["E"] + EPOCH["A"] * N ** -EPOCH["alpha"] + EPOCH["B"] * D ** -EPOCH["beta"]) * np.exp(
     0.01 * RNG.standard_normal(40)
 )
-PROBLEM = forms.chinchilla({"n": N, "d": D}, LOSS)
+PROBLEM = chinchilla.problem({"n": N, "d": D}, LOSS)
 JOINT = _Joint(np.log(N) - np.log(N).mean(), np.log(D) - np.log(D).mean())
 
 
@@ -78,7 +79,7 @@ def test_a_weight_of_two_is_a_point_given_twice():
     weights[0, 7] = 2
     twice = np.append(np.arange(40), 7)
     heavy = minimise(PROBLEM.model, np.log(LOSS), weights, PROBLEM.starts, 1e-2, PROBLEM.lower, PROBLEM.upper)
-    again = forms.chinchilla({"n": N[twice], "d": D[twice]}, LOSS[twice])
+    again = chinchilla.problem({"n": N[twice], "d": D[twice]}, LOSS[twice])
     doubled = minimise(again.model, np.log(LOSS[twice]), np.ones((1, 41)), again.starts, 1e-2, again.lower, again.upper)
     assert heavy.objective.min() == pytest.approx(doubled.objective.min(), rel=1e-10)
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from surfaces import read
 
-from scalespec.analysis.laws import FitStatus, fit_overtrained, fit_power, overtrained_loss, power_loss
+from scalespec.analysis.laws import FitStatus, fit_one_exponent, fit_power, one_exponent_loss, power_loss
 
 X = np.geomspace(1e6, 1e10, 12)
 
@@ -59,7 +59,7 @@ def test_gadre_parameters(shared, dataset, published):
 def test_gadre_extrapolation_errors(shared):
     law, rest = _gadre(shared, "rpj")
     values = {name: p.value for name, p in law.params.items()}
-    error = overtrained_loss(values, rest["N"], rest["D"]) / rest["loss_c4_val"] - 1
+    error = one_exponent_loss(values, rest["N"], rest["D"]) / rest["loss_c4_val"] - 1
     by_name = dict(zip(rest["name"], 100 * error.abs(), strict=True))
     assert by_name["rpj-open_lm_1b-32.0"] == pytest.approx(0.7103, abs=1e-4)
     assert by_name["rpj-open_lm_7b-1.0"] == pytest.approx(0.7320, abs=1e-4)
@@ -73,7 +73,7 @@ def _gadre(shared, dataset):
     smallest = table["model"] == "d=96_l=8_h=4"
     used = table[(~large & (table["cc_mult"] == 1)) | (smallest & (table["cc_mult"] == 16))]
     assert len(used) == 5
-    return fit_overtrained(used["N"], used["D"], used["loss_c4_val"], resamples=0), table[large]
+    return fit_one_exponent(used["N"], used["D"], used["loss_c4_val"], resamples=0), table[large]
 
 
 def test_power_loss_without_floor_has_none():

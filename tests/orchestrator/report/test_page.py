@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from typing import Any
 
@@ -19,6 +20,8 @@ from counted import Counted
 
 from scalespec.analysis import tables
 from scalespec.analysis.laws import Law, frontier, study_laws
+from scalespec.analysis.plots.axes import count, flop
+from scalespec.analysis.plots.esd import short
 from scalespec.orchestrator.report import figures as report_figures
 from scalespec.orchestrator.report import headings
 from scalespec.orchestrator.report import page as report
@@ -27,6 +30,7 @@ from scalespec.orchestrator.report.figures import Picture, inline, picture
 from scalespec.orchestrator.report.headings import Unit
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import parse_study
+from scalespec.orchestrator.terminal.progress import duration
 from scalespec.trainables.files import LocalFiles
 from studies import toy, toy_yaml
 
@@ -343,6 +347,62 @@ def test_every_study_gets_a_report(tmp_path, runs):
         assert "No run has a result yet" in page.text
 
 
+NEVER_BEGAN = {
+    "status": "failed", "error": "oom: no memory", "steps": 0, "samples": 0, "unique_samples": 0, "device": "unknown", "duration_s": 0.0,
+    **dict.fromkeys(("flops_train", "flops_6nd", "flops_matmul", "flops_causal"), 0.0),
+    **dict.fromkeys(("val_loss", "val_loss_se", "val_loss_select", "val_loss_report", "val_accuracy", "train_loss_ema")),
+}  # fmt: skip
+"""What `engine.worker.fail` commits of a run whose worker died."""
+
+DIVERGED = {"status": "diverged", "error": "non_finite: loss is nan", "val_loss": None, "val_accuracy": np.nan}
+
+
+@pytest.mark.parametrize(
+    ("changed", "which", "point"),
+    [
+        (NEVER_BEGAN, {0}, None),
+        (NEVER_BEGAN, {5}, None),
+        (NEVER_BEGAN, set(range(1, 6)), 0.0),
+        (NEVER_BEGAN, set(range(6)), None),
+        (NEVER_BEGAN, set(range(6)), np.nan),
+        (DIVERGED, set(range(6)), np.inf),
+        (DIVERGED, set(range(6)), None),
+        ({"val_loss": np.nan, "val_loss_se": np.nan, "duration_s": np.nan}, {0}, None),
+        ({"val_loss": 0.0, "val_accuracy": 0.0}, {0, 1}, 0.0),
+        ({"val_loss": 1.5, "val_accuracy": 1.0}, set(range(6)), 1.5),
+        ({"samples": 0, "flops_train": 0.0, "flops_6nd": 0.0}, {2}, None),
+        ({"params_matmul": 0}, {2}, None),
+    ],
+    ids=["first failed", "last failed", "all but one failed", "all failed", "all failed, NaN curves", "all diverged, infinite curves",
+         "all diverged", "NaN", "zero losses", "equal losses", "no data", "no parameters"],
+)  # fmt: skip
+def test_whatever_became_of_the_runs_there_is_a_report_without_a_fault(tmp_path, changed, which, point):
+    """`which` runs have the columns `changed`; `point`: every value of every curve."""
+    rows = runs_of(widths=(8, 16, 32), fractions=(1.0, 0.5), seeds=(0,)).to_pylist()
+    runs = tables.from_rows([row | (changed if at in which else {}) for at, row in enumerate(rows)], tables.RUNS)
+    made = made_of(runs)
+    if point is not None:
+        at = made["curves"].schema.get_field_index("value")
+        made["curves"] = made["curves"].set_column(
+            at, tables.CURVES.field("value"), pa.array([point] * made["curves"].num_rows)
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*constrained_layout not applied")  # a marker far beyond its axes
+        page, text = write(tmp_path, made, laws_of(runs))
+    assert_self_contained(page, text)
+    assert "fault of scalespec" not in page.text
+
+
+def test_numbers_that_are_none_are_written_all_the_same():
+    for name in (count, flop, short):
+        assert name(0.0) == "0"
+        for value in (np.nan, np.inf, -np.inf, -3.0, 1e-300, 1e308):
+            assert name(value)
+    assert (flop(np.nan), flop(np.inf), flop(-np.inf)) == ("–", "∞", "−∞")
+    assert (count(np.nan), duration(float("nan")), duration(float("inf"))) == ("–", "–", "–")
+    assert flop(3e18) == "3·10¹⁸"
+
+
 def test_hundreds_of_runs_stay_below_the_limit_and_are_aggregated(tmp_path):
     runs = runs_of(
         widths=tuple(round(8 * 2 ** (i / 2)) for i in range(10)), fractions=tuple(2.0**-i for i in range(6)), seeds=tuple(range(6)),
@@ -442,14 +502,18 @@ def test_a_figure_that_cannot_be_drawn_is_one_line():
     def fails():
         raise ValueError("the reason")
 
-    shown = picture("name", "heading", "what is drawn", fails)
-    assert (shown.svg, shown.missing) == ("", "the reason")
+    shown = picture("name", lambda: "heading", "what is drawn", fails)
+    assert (shown.svg, shown.heading, shown.missing) == ("", "heading", "the reason")
 
     def broken():
         raise KeyError("a bug")
 
-    with pytest.raises(KeyError):
-        picture("name", "heading", "what is drawn", broken)
+    shown = picture("name", lambda: "heading", "what is drawn", broken)
+    assert (shown.svg, shown.heading) == ("", "heading")
+    assert "a fault of scalespec" in shown.missing
+    assert "KeyError: 'a bug'" in shown.missing
+    shown = picture("name", broken, "What is drawn.", fails)
+    assert (shown.svg, shown.heading) == ("", "What is drawn")
 
 
 def test_inline_svg_has_ids_of_its_own_and_no_address():

@@ -171,10 +171,10 @@ def test_status_tells_the_five_states_apart(study):
         ("dropout", [0, 0.5], pa.float64()),
         ("kill_step", [1, 2], pa.int64()),
         ("kill_file", ["a", "b"], pa.string()),
-        ("train.reuse_trunk", [True, False], pa.bool_()),
+        ("slow", [True, False], pa.bool_()),
         ("schedule.name", ["wsd", "constant"], pa.string()),
         ("optim.grad_clip", [None, 1.0], pa.float64()),
-        ("data.source", ["teacher", "pupil"], pa.string()),
+        ("optim.batch_rule", ["sqrt", "none"], pa.string()),
         ("train.precision", ["fp32"], None),  # a column already
     ],
 )

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalespec.orchestrator.errors import InputError
-from scalespec.orchestrator.study.file import fraction, load_study, number, parse_study, to_yaml
+from scalespec.orchestrator.study.file import load_study, parse_study, to_yaml
+from scalespec.orchestrator.study.numbers import fraction, number
 from studies import toy, toy_yaml
 
 GOOD = toy_yaml()
@@ -32,6 +33,7 @@ def complaint(text: str, *overrides: str) -> str:
         ("3*2", 6),
         ("-1", -1),
         ("7", 7),
+        ("2**64", 2**64),
     ],
 )
 def test_numbers_given_as_text(text, value):
@@ -70,7 +72,7 @@ def test_complaints_name_line_and_key():
     at = next(i for i, line in enumerate(lines, 1) if line.strip().startswith("lr:"))
     assert (
         complaint(GOOD.replace("lr: 0.01", "lr: .nan"))
-        == f"study.yaml:{at}: optim.lr: Input should be a finite number, not nan"
+        == f"study.yaml:{at}: optim.lr: must be a finite number, not nan"
     )
     assert complaint(GOOD.replace("  lr:", "  lrr:")).startswith(
         f"study.yaml:{at}: optim.lrr: unknown key; did you mean lr?"
@@ -87,9 +89,27 @@ def test_complaints_name_line_and_key():
         ("a: &x [1]\nb: [*x, *x]", "anchors"),
         (GOOD + "\nname: again\n", "given twice"),
         (GOOD.replace("name: toy\n", "name: ../escape\n"), "name"),
-        (GOOD.replace("batch_size: 16\n", "batch_size: 0\n"), "greater than or equal to 1"),
+        (
+            GOOD.replace("batch_size: 16\n", "batch_size: 0\n"),
+            "batch_size: must be a whole number of at least 1, not 0",
+        ),
         (GOOD.replace("  limit: 2048", "  limit: many"), "not a number"),
         (GOOD.replace("name: toy\n", "name: !!python/object/apply:os.system [echo]\n"), "is not allowed"),
+        (GOOD.replace("seed:\n  - 0", "seed:\n  - 010"), "grid.seed.0: '010' is not decimal"),
+        (GOOD.replace("seed:\n  - 0", "seed:\n  - 1:30"), "'1:30' is not decimal"),
+        (GOOD.replace("lr: 0.01", "lr: 1:30.5"), "'1:30.5' is not decimal"),
+        (GOOD.replace("lr: 0.01", "lr: true"), "optim.lr: must be a number above 0, not true"),
+        (GOOD.replace("lr: 0.01", "lr: 1e99999999"), "optim.lr: must be a finite number"),
+        (GOOD.replace("lr: 0.01", "lr: 10**64**9"), "'10**64**9' is not a number"),
+        (GOOD.replace("limit: 2048", "limit: 9223372036854775808"), "data.limit: must fit in 64 bits"),
+        (GOOD.replace("limit: 2048", f"limit: {'9' * 5000}"), "data.limit: "),
+        (GOOD.replace("limit: 2048", "limit: 2020-13-45"), "data.limit: month must be"),
+        (GOOD.replace("lr: 0.01", "lr: " + "[" * 5000), "nested too deeply"),
+        (GOOD.replace("checkpoints: 5", "workers: fast"), "train.workers: must be auto or a whole number"),
+        (GOOD.replace("name: wsd", "name: wsdd"), "schedule.name: must be one of wsd, cosine"),
+        (GOOD.replace("    width: 8", "    widt: 8"), "optim.reference.widt: unknown key; did you mean width?"),
+        (GOOD + "spectra: 5\n", "spectra: must be a section with keys of its own, not 5"),
+        (GOOD + "design: 5\n", "design: must be a list, not 5"),
         (GOOD.replace("name: toy\n", "name: !!python/name:os.system x\n"), "could not determine a constructor"),
     ],
 )
@@ -117,6 +137,13 @@ def test_overrides():
     assert study.grid["optim.lr"] == ["1e-3"]
     assert study.optim.lr == 1e-4
     assert study.task["dropout"] == 0.5
+
+
+def test_an_override_is_read_as_the_file_is():
+    for override in ("grid.seed=[010]", "grid.seed=[" + "9" * 5000 + "]", "optim.lr=2020-13-45", "optim.lr=&a 1"):
+        message = complaint(GOOD, override)
+        assert message.startswith("--set ")
+        assert len(message) < 300
 
 
 @pytest.mark.parametrize("override", ["optim.lr", "optim.lr=x", "nothing=1", "optim.lrr=1", "a b=1", "name.x=1"])

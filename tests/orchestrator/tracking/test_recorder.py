@@ -37,6 +37,7 @@ from scalespec.trainables.checkpoints import RunFolder
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import MANIFEST, STATE, step_folder
 from scalespec.trainables.io import State
+from scalespec.trainables.keys import keys_of
 
 SMALL: dict[str, Any] = {
     "grid": {"width": [8], "data_fraction": ["1", "1/2"]},
@@ -425,6 +426,19 @@ def test_a_server_that_fails_once_loses_nothing(study, monkeypatch, method, rest
         assert len(run.inputs.dataset_inputs) == 1
         points = points_of(client, run)
         assert len({point[:2] for point in points}) == len(points) > 20
+
+
+def test_parameters_are_the_keys_that_can_change_a_run(study):
+    spec = study.specs[0]
+    params = tracking.params_of(spec)
+    for section in ("optim", "schedule", "train"):
+        config = getattr(spec, section)
+        for key in keys_of(type(config)).values():
+            known = key.hashed and not key.is_section
+            assert (f"{section}.{key.name}" in params) is known, key.name
+            assert not known or params[f"{section}.{key.name}"] == getattr(config, key.name)
+    assert params["optim.reference.width"] == spec.optim.reference.width
+    assert "data.path" not in params
 
 
 def test_the_thread_follows_a_study_while_it_is_trained(study, monkeypatch):

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalespec.trainables.errors import TaskError
+from scalespec.trainables.rules.dropout import Dropout
 from scalespec.trainables.rules.flops import CONVENTION, count, example_of, peak_flops
 from scalespec.trainables.task import Losses
 from scalespec.trainables.tasks.gpt import GPT2_SMALL, Gpt
@@ -153,6 +154,62 @@ def test_counting_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     count(MnistCnn(MnistCnn.Options(dropout=0.5)), 8, IMAGE)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def attention(dropout: float):
+    def forward(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        x = model(batch[0])
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=dropout, is_causal=True).mean((1, 2))
+
+    return forward
+
+
+def with_(function):
+    """A loss whose hidden activations pass through `function`."""
+    return lambda model, batch: function(model(batch[0])).mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("loss", "draws"),
+    [
+        (with_(torch.relu), False),
+        (with_(lambda x: F.dropout(x, 0.0)), False),
+        (with_(lambda x: F.dropout(x, 0.5, training=False)), False),
+        (with_(Dropout(0.5)), False),
+        (with_(lambda x: F.dropout(x, 0.5)), True),
+        (with_(nn.Dropout(0.1)), True),
+        (with_(lambda x: F.alpha_dropout(x, 0.1, training=True)), True),
+        (with_(lambda x: F.rrelu(x, training=True)), True),
+        (with_(lambda x: x + 0.1 * torch.randn_like(x)), True),
+        (with_(lambda x: x * (torch.rand(1) < 0.5)), True),
+        (with_(lambda x: x * torch.bernoulli(torch.full_like(x, 0.5))), True),
+        (with_(lambda x: x[:, torch.randperm(x.shape[1])]), True),
+        (attention(0.0), False),
+        (attention(0.1), True),
+    ],
+)
+def test_draws_of_a_models_own_are_noticed(loss, draws):
+    task = task_of(lambda width: nn.Linear(4, width), loss)
+    assert count(task, 8, example_of((np.zeros((1, 6, 4), np.float32),))).random_forward is draws
+
+
+def test_the_built_in_tasks_draw_nothing_of_their_own():
+    assert not count(MnistCnn(MnistCnn.Options(dropout=0.2)), 8, IMAGE).random_forward
+    assert not count(Gpt(Gpt.Options()), 16, tokens(64)).random_forward
+
+
+def test_an_initialisation_that_draws_is_not_the_forward():
+    class Model(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(width, 4) + nn.init.trunc_normal_(torch.empty(width, 4)))
+
+        def forward(self, x):
+            return F.linear(x, self.weight)
+
+    assert not count(
+        task_of(Model, with_(torch.relu)), 8, example_of((np.zeros((1, 6, 4), np.float32),))
+    ).random_forward
 
 
 def test_a_loss_that_needs_real_numbers_is_refused_with_a_reason():

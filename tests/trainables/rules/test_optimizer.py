@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ import trained
 from scalespec.trainables.rules.optimizer import optimizer, step
 from scalespec.trainables.rules.scaling import ScaledOptim
 
-ROOT = Path(__file__).parents[3]
 OPTIM = ScaledOptim(0.1, (0.9, 0.95), 1e-8, 0.0)
 
 
@@ -39,18 +38,31 @@ def test_another_name_is_refused():
         optimizer("lion", [], OPTIM)
 
 
-def test_a_worker_never_loads_the_compiler(tmp_path):
-    """Two seconds of every process; if torch changes how it marks its optimizers, this says so."""
-    study = trained.prepared(tmp_path / "toy", grid={"width": [8]}, data={"limit": 64})
-    (tmp_path / "pack.json").write_text(json.dumps(trained.pack(study)))
+GPT = {
+    "task": {"name": "gpt", "context": 16},
+    "data": {"source": "stdlib", "tokenizer": "bytes", "limit": 256},
+    "optim": {"lr": 0.01, "batch_size": 16, "reference": {"width": 16, "batch_size": 16}, "width_rule": "mup"},
+}
+
+
+@pytest.mark.parametrize("changes", [{"data": {"limit": 64}}, GPT], ids=["mlp", "gpt"])
+def test_a_worker_never_loads_the_compiler(tmp_path, changes):
+    """Two seconds of every process: neither to build a model, with embeddings too, nor its reference, nor to train it.
+
+    The job brings the counts. If torch changes how it marks its optimizers or meta kernels, this says so.
+    """
+    study = trained.prepared(tmp_path / "toy", grid={"width": [8]}, **changes)
+    (tmp_path / "jobs.json").write_text(json.dumps([job.to_json() for job in trained.jobs(study)]))
     code = """
 import json, sys
-from scalespec.orchestrator.engine import worker
-worker.run_pack(json.load(open(sys.argv[1])))
+from scalespec.orchestrator.engine.worker import Job, Worker
+from scalespec.orchestrator.store.folder import StudyStore
+Worker(StudyStore(sys.argv[2]), "session", "test").run(map(Job.from_json, json.load(open(sys.argv[1]))))
 print("torch._dynamo" in sys.modules)
 """
-    paths = {"PYTHONPATH": str(ROOT / "tests"), "PATH": "", "RAY_RAYLET_PID": "0"}
-    typed = [sys.executable, "-c", code, str(tmp_path / "pack.json")]
-    done = subprocess.run(typed, env=paths, capture_output=True, text=True, cwd=ROOT)
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": "", "RAY_RAYLET_PID": "0"}
+    typed = [sys.executable, "-c", code, str(tmp_path / "jobs.json"), study.store.root]
+    done = subprocess.run(typed, env=paths, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-2000:]
-    assert list((tmp_path / "toy/runs").glob("*/e000001/result.json"))
+    results = [json.loads(file.read_text()) for file in (tmp_path / "toy/runs").glob("*/e*/result.json")]
+    assert [result["status"] for result in results] == ["done"] * len(study.specs)

@@ -145,4 +145,4 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused():
 @pytest.mark.parametrize("option", ["layers", "context", "head_dim", "vocab"])
 def test_impossible_options_are_refused(option):
     with pytest.raises(TaskError, match=f"option {option}"):
-        Gpt(Gpt.Options(**{option: 0}))
+        make_task("gpt", {option: 0})

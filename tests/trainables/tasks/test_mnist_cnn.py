@@ -87,7 +87,7 @@ def test_correctness_is_left_out_of_training():
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
 def test_impossible_dropout_is_refused(dropout):
     with pytest.raises(TaskError, match="option dropout"):
-        MnistCnn(MnistCnn.Options(dropout=dropout))
+        make_task("mnist_cnn", {"dropout": dropout})
 
 
 def test_it_learns_real_digits(shared):

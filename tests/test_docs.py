@@ -1,0 +1,64 @@
+"""Every Python block of README.md and docs/ runs as it stands, in a folder that has what the text before it speaks of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from finished import finished
+from surfaces import EPOCH
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, text in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("docs")
+    finished(place / "results/quickstart")
+    shutil.copytree(ROOT / "studies", place / "studies")
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 5e9, 6), np.geomspace(1e9, 2e11, 6)))
+    loss = EPOCH["E"] + EPOCH["A"] * n ** -EPOCH["alpha"] + EPOCH["B"] * d ** -EPOCH["beta"]
+    pd.DataFrame({"params": n, "tokens": d, "loss": loss}).to_csv(place / "runs.csv", index=False)
+    own = (ROOT / "docs/own-task.md").read_text()
+    for name, text in re.findall(r"```\w+\n# (rings\.\w+)\n(.*?)```", own, re.DOTALL):
+        (place / name).write_text(text)
+    return place
+
+
+def test_there_are_blocks():
+    assert {param.id.rpartition("-")[0] for param in BLOCKS} >= {"README.md", "docs/own-task.md"}
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_it_runs(text, folder):
+    # as a script or notebook in that folder sees it: its own modules can be imported
+    search = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own-task.md"])
+def test_only_the_public_door_is_used(page):
+    for text in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        assert not re.search(r"(from|import) (scalespec\.|analysis|orchestrator|trainables)", text)
