@@ -30,6 +30,8 @@ class Results:
     checkpoints: pd.DataFrame
     spectra: pd.DataFrame
     spectra_summary: pd.DataFrame
+    asks: pd.DataFrame
+    """Which stage asked for which run, and why."""
     laws: pd.DataFrame
     """One row a parameter of a law; a law without parameters has one row."""
     entries: Sequence[dict[str, Any]] = field(default=(), repr=False)
@@ -56,11 +58,11 @@ class Results:
 
     def _points(self, law: Law) -> pd.DataFrame | None:
         """The runs that the law was fitted to; None where they cannot be told."""
-        from scalespec.analysis.laws.study import C, D, N, combinations, usable
+        from scalespec.analysis.laws.study import C, D, N, combinations, results_only, usable
 
         suffix = law.id.removeprefix(law.id.partition("/")[0])
         whole = self._laws.get(f"chinchilla{suffix}")  # its target is the loss, that of a law of sizes is not
-        part = dict(combinations(self.runs)).get(suffix)
+        part = dict(combinations(results_only(self.runs)[0])).get(suffix)
         if part is None or whole is None or whole.target not in part:
             return None
         left = {one.key for one in law.excluded}
