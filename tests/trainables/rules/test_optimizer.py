@@ -11,6 +11,7 @@ import pytest
 import torch
 import trained
 
+from scalespec.orchestrator.store import watch
 from scalespec.trainables.rules.optimizer import optimizer, step
 from scalespec.trainables.rules.scaling import ScaledOptim
 
@@ -52,16 +53,17 @@ def test_a_worker_never_loads_the_compiler(tmp_path, changes):
     The job brings the counts. If torch changes how it marks its optimizers or meta kernels, this says so.
     """
     study = trained.prepared(tmp_path / "toy", grid={"width": [8]}, **changes)
-    (tmp_path / "pack.json").write_text(json.dumps(trained.pack(study)))
+    (tmp_path / "jobs.json").write_text(json.dumps([job.to_json() for job in trained.jobs(study)]))
     code = """
 import json, sys
-from scalespec.orchestrator.engine import worker
-worker.run_pack(json.load(open(sys.argv[1])))
+from scalespec.orchestrator.engine.worker import Job, Worker
+from scalespec.orchestrator.store.folder import StudyStore
+Worker(StudyStore(sys.argv[1]), "session-1", "test").run(map(Job.from_json, json.load(open(sys.argv[2]))))
 print("torch._dynamo" in sys.modules)
 """
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": "", "RAY_RAYLET_PID": "0"}
-    typed = [sys.executable, "-c", code, str(tmp_path / "pack.json")]
+    typed = [sys.executable, "-c", code, study.store.root, str(tmp_path / "jobs.json")]
     done = subprocess.run(typed, env=paths, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-2000:]
-    results = [json.loads(file.read_text()) for file in (tmp_path / "toy/runs").glob("*/result.json")]
-    assert [result["status"] for result in results] == ["done"] * len(study.specs)
+    results = watch.results(study.store, [spec.run_key for spec in study.specs])
+    assert [result["status"] for result in results.values()] == ["done"] * len(study.specs)
