@@ -58,16 +58,22 @@ class Results:
 
     def _points(self, law: Law) -> pd.DataFrame | None:
         """The runs that the law was fitted to; None where they cannot be told."""
+        from scalespec.analysis.laws.registry import form_of_law
         from scalespec.analysis.laws.study import C, D, N, combinations, results_only, usable
 
         suffix = law.id.removeprefix(law.id.partition("/")[0])
         whole = self._laws.get(f"chinchilla{suffix}")  # its target is the loss, that of a law of sizes is not
-        part = dict(combinations(results_only(self.runs)[0])).get(suffix)
-        if part is None or whole is None or whole.target not in part:
+        if whole is None or whole.target not in self.runs:
             return None
-        left = {one.key for one in law.excluded}
-        good = usable(part, whole.target)[0]
-        good = good[~good["run_key"].astype(str).isin(left)]
+        of_runs = whole if form_of_law(law).along_compute else law  # a law along compute names budgets, not runs
+        if of_runs.evidence is not None:
+            good = self.runs[self.runs["run_key"].astype(str).isin(of_runs.evidence.keys)]
+        elif (part := dict(combinations(results_only(self.runs)[0])).get(suffix)) is not None:
+            left = {one.key for one in law.excluded}
+            good = usable(part, whole.target)[0]
+            good = good[~good["run_key"].astype(str).isin(left)]
+        else:
+            return None
         columns = {"n": N, "d": D, "c": C, "loss": whole.target}
         points = pd.DataFrame({name: good[column].astype(float) for name, column in columns.items()})
         return points.set_axis(list(good["run_key"].astype(str)))

@@ -128,9 +128,9 @@ def study(folder: Path) -> tuple[float, float, dict[str, float], list[list[str]]
     root = folder / STUDY["name"]  # type: ignore[operator]
     first, last, losses = float("inf"), 0.0, {}
     for run in (root / "runs").iterdir():
-        losses[run.name] = json.loads((run / "result.json").read_text())["val_loss"]
-        last = max(last, (run / "result.json").stat().st_mtime)
-        for part in (run / "metrics").iterdir():
+        losses[run.name] = json.loads((run / "e000001/result.json").read_text())["val_loss"]
+        last = max(last, (run / "e000001/result.json").stat().st_mtime)
+        for part in run.glob("e*/metrics/*"):
             table = tables.read_parquet(str(part))
             steps, times = table["step"].to_pylist(), table["time_ms"].to_pylist()
             first = min([first, *(t / 1000 for s, t in zip(steps, times, strict=True) if s == 1)])

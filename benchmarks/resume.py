@@ -43,7 +43,7 @@ def start(file: Path, storage: Path) -> subprocess.Popen[bytes]:
 
 
 def training_has_begun(root: Path) -> bool:
-    return any(root.glob("runs/*/claims/*"))
+    return any(root.glob("runs/*/e*/claim.json"))
 
 
 def interrupted(file: Path, storage: Path, seconds: float, kills: int, rng: random.Random) -> list[float]:
@@ -54,8 +54,8 @@ def interrupted(file: Path, storage: Path, seconds: float, kills: int, rng: rand
         while not training_has_begun(storage / STUDY["name"]):  # type: ignore[operator]
             assert process.poll() is None, "the study ended before it could be killed"
             time.sleep(0.05)
-        claims = len(list((storage / STUDY["name"]).glob("runs/*/claims/*")))  # type: ignore[operator]
-        while len(list((storage / STUDY["name"]).glob("runs/*/claims/*"))) == claims and moments:  # type: ignore[operator]
+        claims = len(list((storage / STUDY["name"]).glob("runs/*/e*/claim.json")))  # type: ignore[operator]
+        while len(list((storage / STUDY["name"]).glob("runs/*/e*/claim.json"))) == claims and moments:  # type: ignore[operator]
             assert process.poll() is None, "the study ended before it could be killed"
             time.sleep(0.05)
         moment = rng.uniform(0, seconds / (kills + 1))

@@ -35,17 +35,16 @@ KEYS = ("run_key", "step", "layer")
 def write_checkpoints(store: StudyStore, matrices: int, run_key: str) -> list[stage.Reference]:
     """Committed checkpoints with `A_CHECKPOINT` heavy-tailed matrices each, and references to all of them."""
     rng = np.random.default_rng(0)
-    refs = []
+    refs, folder = [], store.run(run_key)
+    folder.claim("benchmark")
     for step in range(matrices // A_CHECKPOINT):
         shapes = [(int(rng.choice(SIDES)), int(rng.choice(SIDES))) for _ in range(A_CHECKPOINT)]
         weights = {
             f"layer{at}.weight": torch.from_numpy(rng.standard_t(4, s).astype(np.float32))
             for at, s in enumerate(shapes)
         }
-        folder = store.run(run_key)
-        folder.claim("benchmark")
         folder.save_weights(step, step, 0.0, weights, {})
-        path = f"runs/{run_key}/checkpoints/step-{step:08d}/model.safetensors"
+        path = f"{folder.path}/checkpoints/step-{step:08d}/model.safetensors"
         assert store.files.read(path)
         refs += [
             stage.Reference(path, name, tuple(value.shape), "dense", None, None, ((run_key, step, step),))

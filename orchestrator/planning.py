@@ -37,9 +37,9 @@ def plan_study(study: Study, storage: str | None = None) -> Outlook:
     certain, further = Stages(study, points).known()
     store = StudyStore(study_root(storage or study.storage, study.name))
     there = results(store, [spec.run_key for spec in certain])
-    finished = [key for key, result in there.items() if result.get("status") != "failed"]
+    finished = {key for key, result in there.items() if result.get("status") != "failed"}
     grid = points.grid(certain)
-    speeds = Probe(study, machine).speeds(grid, certain)
+    speeds = Probe(study, machine).speeds(grid, [spec for spec in certain if spec.run_key not in finished])
     grid = plan.with_workers(study, grid, speeds, machine)
     todo = [spec for spec in grid.runs if spec.run_key not in finished]
     made = plan.make_plan(study, grid, todo, speeds, machine)

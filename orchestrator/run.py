@@ -103,6 +103,7 @@ class Driver:
         """Asks, trains and looks until the design wants nothing more, or nothing more can come."""
         try:
             with self.progress:
+                self._expect(log.specs(self.asks))  # with what earlier drivers have left
                 while self._ask():
                     self._look()
         finally:
@@ -126,8 +127,11 @@ class Driver:
         self._news = False
         try:
             while (ask := self.design.ask(self._seen(), running=self.work.queued - set(self.results))).points:
-                self._commit(ask)
-                idle = idle and not self.work.queued - set(self.results)
+                self.asks.append(log.commit(self.store, ask, self.asks, self.design.dependents(ask.stage)))
+                self._expect(ask.points)
+                self._queue(ask, ask.points)
+            self._queue(ask, ask.left)  # asked for by a driver that is gone
+            idle = idle and not self.work.queued - set(self.results)
         except DesignError as error:
             self.problems += [] if str(error) in self.problems else [str(error)]
             return not idle
@@ -138,17 +142,20 @@ class Driver:
     def _seen(self) -> Seen:
         return Seen(log.in_force(self.asks), self.results, self._tables)
 
-    def _commit(self, ask: Ask) -> None:
-        self.asks.append(log.commit(self.store, ask, self.asks, self.design.dependents(ask.stage)))
-        self.recorder.expect(ask.points)
-        self.spectra.expect(ask.points)
-        self._take(self.watcher.begin(s.run_key for s in ask.points if s.run_key not in self.results))
+    def _expect(self, points: Sequence[RunSpec]) -> None:
+        """Runs that were asked for: those that are finished are results at once."""
+        self.recorder.expect(points)
+        self.spectra.expect(points)
+        self._take(self.watcher.begin(spec.run_key for spec in points if spec.run_key not in self.results))
+
+    def _queue(self, ask: Ask, points: Sequence[RunSpec]) -> None:
+        """Hands the lanes those of the points that have no result and were not handed out."""
         known = {*self.results, *self.work.queued}
-        if todo := [spec for spec in ask.points if spec.run_key not in known]:
-            planned = self.work.queue(ask, todo, log.specs(self.asks))
+        if todo := [spec for spec in points if spec.run_key not in known]:
+            planned = self.work.queue(points, todo, log.specs(self.asks))
             assert self.work.planned is not None
             self.store.write_json("plan.json", self.work.planned.to_json())
-            self._announce(ask, planned, len(ask.points) - len(todo))
+            self._announce(ask, planned, len(points) - len(todo) if points is ask.points else len(self.results))
 
     def _announce(self, ask: Ask, planned: Plan, before: int) -> None:
         again = f", {before} finished before" if before else ""

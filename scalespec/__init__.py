@@ -2,7 +2,7 @@
 
 Reading:   `load(folder)` → tables and laws of a study · `fit(table, …)` → a law · `spectra(checkpoint)` → a table
 Running:   `Study.load(file).plan()`, `.run(storage)`
-A task:    `Task Dataset DataConfig Losses identity`, `Dropout Eval Measured media`, and `train(study, folder)` → one run in this process, `local_run`
+A task:    `Task Dataset DataConfig Losses identity`, `key Dropout Eval Measured media`, and `train(study, folder)` → one run in this process, `local_run`
 
 What a name needs is imported when the name is first used: reading loads neither torch nor Ray nor MLflow.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scalespec.trainables.checkpoints import local_run
     from scalespec.trainables.data import identity
     from scalespec.trainables.evals.seam import Eval, Measured
+    from scalespec.trainables.keys import key
     from scalespec.trainables.rules.dropout import Dropout
     from scalespec.trainables.spec import DataConfig
     from scalespec.trainables.task import Dataset, Losses, Task
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "fit",
     "identity",
+    "key",
     "load",
     "local_run",
     "media",
@@ -64,6 +66,7 @@ _HOME = {
     "Task": "trainables.task:Task",
     "fit": "orchestrator.fit.frame:fit",
     "identity": "trainables.data:identity",
+    "key": "trainables.keys:key",
     "load": "analysis.results:load",
     "local_run": "trainables.checkpoints:local_run",
     "media": "trainables:media",

@@ -30,6 +30,8 @@ class Options:
     raise_width: int = 0
     explode_width: int = 0
     sleep_s: float = 0.0
+    slow: bool = False
+    """An option that is true or false; it does nothing."""
 
 
 class Mlp(nn.Module):

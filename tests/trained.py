@@ -18,7 +18,6 @@ from scalespec.orchestrator.study import plan
 from scalespec.orchestrator.study.file import to_yaml
 from scalespec.orchestrator.study.grid import Grid, expand
 from scalespec.orchestrator.study.study import Study
-from scalespec.trainables.history import attempt_folder
 from scalespec.trainables.spec import RunSpec
 from studies import toy
 
@@ -60,10 +59,12 @@ def train(study: Trained, session: str = "session-1") -> Trained:
     return study
 
 
+def result_path(store: StudyStore, run_key: str) -> str:
+    """Where the result that counts lies."""
+    path = store.run(run_key).history().result_path
+    assert path is not None
+    return path
+
+
 def trained(root: Path, **changes: Any) -> Trained:
     return train(prepared(root, **changes))
-
-
-def newest(store: StudyStore, run_key: str) -> str:
-    """The folder of a run's newest attempt, inside the study."""
-    return f"runs/{run_key}/{attempt_folder(max(store.run(run_key).history().attempts))}"

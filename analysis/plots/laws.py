@@ -21,7 +21,7 @@ from scalespec.analysis.laws.frontier import smoothed_profiles
 from scalespec.analysis.laws.isoflop import profiles
 from scalespec.analysis.laws.law import Law
 from scalespec.analysis.laws.power import power_loss
-from scalespec.analysis.laws.registry import form_of_law
+from scalespec.analysis.laws.registry import form_of, form_of_law
 from scalespec.analysis.laws.study import C, D, N, usable
 from scalespec.analysis.plots import parts
 from scalespec.analysis.plots.axes import MARKERS, box, caption, flop, log_axis, size_bar
@@ -196,18 +196,20 @@ def backtest_figure(tests: Sequence[Backtest], *, labels: Labels = STUDY) -> Fig
 
 def coefficient_drift_figure(rolling: Sequence[Backtest], full: Law | None = None) -> Figure:
     """Each coefficient, with its interval, as the fitted budgets grow, and the error on the same largest budgets."""
-    names = ("alpha", "beta", "a", "E")
-    symbols = {"alpha": "α", "beta": "β", "a": "a = β/(α+β)", "E": "E"}
+    known = rolling[0].law if rolling else full
+    form = form_of_law(known) if known is not None else form_of("auto")
     with figure(FULL, 3.6, columns=3, rows=2) as (fig, axes):
         reach = [float(t.c.max() / t.ratio) for t in rolling]
-        for name, axis in zip(names, axes, strict=False):
+        for name, axis in zip(form.cards, axes, strict=False):
             for x, test in zip(reach, rolling, strict=True):
                 parts.with_bar(axis, x, test.law.params[name], "black", "o")
             if full is not None and name in full.params:
                 axis.axhline(full[name], color=GREY, linewidth=0.8, linestyle="--")
-            axis.set_ylabel(symbols[name])
+            axis.set_ylabel(form.symbol(name))
             if rolling:
                 log_axis(axis, "x", "", flop)
+        for axis in axes[len(form.cards) : 4]:
+            axis.set_axis_off()
         error = axes[4]
         ratios = [t.ratio for t in rolling]
         error.plot(ratios, [t.scores()["mape"] * 100 for t in rolling], "o-", color="black", label="the law")

@@ -24,12 +24,12 @@ them: it alternates head by head, and the number of heads is not in the weights.
 MAX_ALPHA = 8.0
 """alpha_trimmed leaves out what lies above: WeightWatcher's own advice, though random matrices reach below it."""
 
-ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.01, 0.028, 4e-11, 1.35e-10
+ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.002, 0.008, 4e-11, 1.35e-10
 """Seconds of a row, of the bootstrap of a verdict, of a multiplication in a Gram product, and of the eigenvalues over M³: from
 `python benchmarks/spectra.py` on a Xeon of 2.x GHz."""
 
-NULL_S = 1.1e-5
-"""Seconds to draw the null of a shape, over M² (1.7 s for M = 384, 6 s for 768, 10 s for 1,024 on the same Xeon)."""
+NULL_S = 5e-6
+"""Seconds to draw the null of a shape, over M² (0.3 s for M = 256, 2.2 s for 768 on the same Xeon)."""
 
 
 class Part(NamedTuple):

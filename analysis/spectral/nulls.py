@@ -14,13 +14,14 @@ import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import scipy.linalg
+from scipy.linalg import lapack
 
-from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, fit, hill
+from scalespec.analysis.spectral.many_fits import fits
+from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, hill
 from scalespec.analysis.spectral.random_matrix import jensen_shannon
 
 VERSION = 1
@@ -50,17 +51,29 @@ class Null:
 
     def quantile(self, name: str, q: float) -> float:
         """The q-quantile of one statistic over the draws that have it; NaN where none has."""
-        values = getattr(self, name)
-        values = values[np.isfinite(values)]
-        return float(np.quantile(values, q)) if len(values) else np.nan
+        if (name, q) not in self._quantiles:
+            values = getattr(self, name)
+            values = values[np.isfinite(values)]
+            self._quantiles[name, q] = float(np.quantile(values, q)) if len(values) else np.nan
+        return self._quantiles[name, q]
 
     def z(self, name: str, value: float) -> float:
         """log(value) in standard deviations of the logarithm over the draws: shape no longer matters."""
-        logs = np.log(getattr(self, name))
-        logs = logs[np.isfinite(logs)]
-        if len(logs) < 2 or not value > 0:
-            return np.nan
-        return float((np.log(value) - logs.mean()) / logs.std(ddof=1))
+        if name not in self._spread:
+            logs = np.log(getattr(self, name))
+            logs = logs[np.isfinite(logs)]
+            self._spread[name] = (float(logs.mean()), float(logs.std(ddof=1))) if len(logs) > 1 else None
+        spread = self._spread[name]
+        return float((np.log(value) - spread[0]) / spread[1]) if spread is not None and value > 0 else np.nan
+
+    # every layer of a shape asks the same of its null
+    @cached_property
+    def _quantiles(self) -> dict[tuple[str, float], float]:
+        return {}
+
+    @cached_property
+    def _spread(self) -> dict[str, tuple[float, float] | None]:
+        return {}
 
 
 def null(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0.0) -> Null:
@@ -91,21 +104,28 @@ def _null(N: int, M: int, count: int, native: bool, cut: float) -> Null:
 
 def draw(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0.0, draws: int = DRAWS) -> Null:
     """The null, drawn: seeded by its own key, so that it is the same on every machine."""
-    rng = np.random.default_rng([VERSION, N, M, count])
-    spectra = np.stack([unit_spectrum(N, M, count, rng) for _ in range(draws)])
-    rule = NATIVE_RULE if native else WW_RULE
+    spectra = _spectra(N, M, count, draws)
     table = np.full((6, draws), np.nan)
-    for at, values in enumerate(spectra):
-        kept = values[values > cut]
-        found = fit(kept, rule)
-        if found is not None:
-            table[:3, at] = found.alpha, found.D, found.tail
-        estimate = hill(kept)
-        table[3, at] = np.nan if estimate is None else estimate
-        table[4:, at] = values.sum() / values[-1], values[-1]
+    sizes = np.count_nonzero(spectra > cut, axis=1)
+    for size in np.unique(sizes[sizes > 0]):
+        mine = np.flatnonzero(sizes == size)
+        kept = spectra[mine, -size:]
+        found = fits(kept, NATIVE_RULE if native else WW_RULE)
+        table[0, mine], table[1, mine] = found.alpha, found.D
+        table[2, mine] = np.where(found.tail > 0, found.tail, np.nan)
+        estimates = (hill(values) for values in kept)
+        table[3, mine] = [np.nan if estimate is None else estimate for estimate in estimates]
+    table[4], table[5] = spectra.sum(axis=1) / spectra[:, -1], spectra[:, -1]
     distance = np.array([jensen_shannon(p, q) for p, q in zip(spectra, np.roll(spectra, -1, axis=0))])
     names = [field.name for field in fields(Null)][:6]
     return Null(**dict(zip(names, table)), distance=distance, spectrum=spectra.mean(axis=0))
+
+
+@lru_cache(maxsize=4)
+def _spectra(N: int, M: int, count: int, draws: int) -> Floats:
+    """Random spectra of one shape, one a row; the rules and cuts of a shape share them."""
+    rng = np.random.default_rng([VERSION, N, M, count])
+    return np.stack([unit_spectrum(N, M, count, rng) for _ in range(draws)])
 
 
 def unit_spectrum(N: int, M: int, count: int, rng: np.random.Generator) -> Floats:
@@ -120,9 +140,11 @@ def wishart_eigenvalues(N: int, M: int, rng: np.random.Generator) -> Floats:
     e = rng.chisquare(np.arange(M - 1, 0, -1)) if M > 1 else np.empty(0)
     diagonal = d.copy()
     diagonal[1:] += e
-    found = scipy.linalg.eigh_tridiagonal(
-        diagonal, np.sqrt(d[:-1] * e), eigvals_only=True, lapack_driver="sterf", check_finite=False
-    )
+    if M == 1:
+        return diagonal
+    found, info = lapack.dsterf(diagonal, np.sqrt(d[:-1] * e))
+    if info:
+        raise ArithmeticError(f"dsterf: {info} eigenvalues of a random {N} × {M} matrix did not converge")
     return np.maximum(found, 0)  # type: ignore[no-any-return]
 
 

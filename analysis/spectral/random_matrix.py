@@ -3,17 +3,21 @@ shuffled spectrum, the trace-log condition, and windows of fixed aspect ratio.""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 
 from scalespec.analysis.spectral.esd import Array, eigenvalues
 from scalespec.analysis.spectral.power_law import Floats, hill
 
 BANDWIDTH, GRID, VANISHING = 0.1, 1000, 0.01
 """WeightWatcher's density estimate: triangular kernel of this half width, on 1000 points, and ignored below 0.01."""
+
+TOLERANCE, MOST_CALLS = 1e-4, 200
+"""Of the simplex, in sigma and in the objective: those of `scipy.optimize.fmin`."""
 
 OUTSIDE = 1000.0
 """Residual where the bulk does not cover the mode or passes the data."""
@@ -53,8 +57,7 @@ def fit_bulk(values: Floats, N: int, M: int) -> Bulk | None:
         return None
     unit = top**0.5 / (1 + root)
     grid = np.arange(0.05 * unit, 2.0 * unit, 0.01 * unit)
-    start = grid[int(np.argmin([objective(s) for s in grid]))]
-    sigma = float(optimize.fmin(lambda p: objective(p[0]), start, disp=False)[0])
+    sigma = _simplex(objective, float(grid[int(np.argmin(objective.along(grid)))]))
     upper, lower = (sigma * (1 + root)) ** 2, (sigma * (1 - root)) ** 2
     width = root * upper ** (2 / 3) * M ** (-2 / 3)
     spikes = int(np.count_nonzero(x > upper + width**0.5))
@@ -62,30 +65,98 @@ def fit_bulk(values: Floats, N: int, M: int) -> Bulk | None:
 
 
 class _Misfit:
-    """Sum of squared differences between the kernel density and the law of width s, over the points with density."""
+    """Sum of squared differences between the kernel density and the law of width s, over the points with density.
+
+    Multiplied out, Σ(m − y)² = Σy² − 2Σmy + Σm²: the data's part is summed once, and what depends on s are two products of
+    a vector with constants.
+    """
 
     def __init__(self, x: Floats, Q: float) -> None:
         grid = np.linspace(0, x[-1] + 0.5, GRID)
         density = triangular_density(x, grid, BANDWIDTH)
         kept = density > VANISHING
-        self.x, self.y, self.Q = grid[kept], density[kept], Q
+        self.x, self.Q = grid[kept], Q
         if not kept.any():
             return
-        self.mode, self.last = self.x[np.argmax(self.y)], self.x[-1]
-        self.circle = np.sqrt(np.maximum(4 - self.x**2, 0)) / np.pi
+        y = density[kept]
+        self.outside = OUTSIDE * OUTSIDE * len(self.x)
+        self.mode, self.last = float(self.x[np.argmax(y)]), float(self.x[-1])
+        self.squares = float(y @ y)
+        if Q == 1:
+            circle = np.sqrt(np.maximum(4 - self.x**2, 0)) / np.pi
+            self.circle_squares, self.circle_y = float(circle @ circle), float(circle @ y)
+        else:
+            root = Q**-0.5
+            self.low, self.high = (1 - root) ** 2, (1 + root) ** 2
+            inverse = 1 / np.maximum(self.x, self.x[self.x > 0][0])  # at 0 itself the law is 0
+            self.weights, self.inverse_squares = y * inverse, inverse * inverse
 
     def __call__(self, s: float) -> float:
+        square = s * s
         if self.Q == 1:
-            return float(np.sum((self.circle / (s * s) - self.y) ** 2))
-        root = 1 / np.sqrt(self.Q)
-        a, b = (s * (1 - root)) ** 2, (s * (1 + root)) ** 2
+            return float(self._circle(square))
+        a, b = square * self.low, square * self.high
         if b < self.mode or b > self.last or a > self.mode:
-            return OUTSIDE * OUTSIDE * len(self.x)
-        inside = slice(*np.searchsorted(self.x, (a, b)))
-        x = self.x[inside]
-        residual = -self.y
-        residual[inside] += self.Q / (2 * np.pi * s * s) * np.sqrt(np.maximum((b - x) * (x - a), 0)) / x
-        return float(np.sum(residual * residual))
+            return self.outside
+        first, last = self.x.searchsorted((a, b))
+        x = self.x[first:last]
+        product = (b - x) * (x - a)
+        height = self.Q / (2 * np.pi * square)
+        cross = float(np.sqrt(np.maximum(product, 0, out=product)) @ self.weights[first:last])
+        return self.squares - 2 * height * cross + height**2 * float(product @ self.inverse_squares[first:last])
+
+    def along(self, s: Floats) -> Floats:
+        """The same at every width of an array."""
+        square = s * s
+        if self.Q == 1:
+            return np.asarray(self._circle(square))
+        found = np.full(len(s), self.outside)
+        a, b = square * self.low, square * self.high
+        covering = np.flatnonzero((b >= self.mode) & (b <= self.last) & (a <= self.mode))
+        if not len(covering):
+            return found
+        height = self.Q / (2 * np.pi * square[covering])
+        product = b[covering, None] - self.x
+        product *= self.x - a[covering, None]
+        np.maximum(product, 0, out=product)
+        squares = product @ self.inverse_squares
+        cross = np.sqrt(product, out=product) @ self.weights
+        found[covering] = self.squares - 2 * height * cross + height**2 * squares
+        return found
+
+    def _circle(self, square: Any) -> Any:
+        return self.squares - 2 * self.circle_y / square + self.circle_squares / square**2
+
+
+def _simplex(f: Callable[[float], float], start: float) -> float:
+    """The simplex method of Nelder & Mead on one variable, step by step as `scipy.optimize.fmin` takes it.
+
+    scipy's own spends nine tenths of the time outside of a cheap `f`.
+    """
+    best, worst = start, 1.05 * start
+    low, high, calls = f(best), f(worst), 2
+    if high < low:
+        best, worst, low, high = worst, best, high, low
+    while calls < MOST_CALLS and not (abs(worst - best) <= TOLERANCE and abs(high - low) <= TOLERANCE):
+        step, moved = best - worst, None
+        reflected = f(2 * best - worst)
+        calls += 2
+        if reflected < low:
+            expanded = f(3 * best - 2 * worst)
+            moved = (3 * best - 2 * worst, expanded) if expanded < reflected else (2 * best - worst, reflected)
+        elif reflected < high:
+            contracted = f(1.5 * best - 0.5 * worst)
+            moved = (1.5 * best - 0.5 * worst, contracted) if contracted <= reflected else None
+        else:
+            contracted = f(0.5 * best + 0.5 * worst)
+            moved = (0.5 * best + 0.5 * worst, contracted) if contracted < high else None
+        if moved is None:
+            moved = (best - 0.5 * step, f(best - 0.5 * step))
+            calls += 1
+        worst, high = moved
+        if high < low:
+            best, worst, low, high = worst, best, high, low
+    return best
 
 
 def triangular_density(x: Floats, at: Floats, half_width: float) -> Floats:

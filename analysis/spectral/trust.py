@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
+from scalespec.analysis.spectral.many_fits import fits
 from scalespec.analysis.spectral.nulls import Null, null
-from scalespec.analysis.spectral.power_law import Fit, Floats, Rule, fit, near_optimal
+from scalespec.analysis.spectral.power_law import Fit, Floats, Rule, near_optimal
 
 LEVEL, RESAMPLES = 0.9, 100
 MIN_EVALS, MIN_TAIL, MAX_SPREAD, MAX_ALPHA = 128, 20, 1.0, 8.0
@@ -135,12 +136,11 @@ def interval(
     rng = np.random.default_rng([seed, 1])
     rule = replace(rule, distinct=True)
     n = len(values)
-    alphas = []
-    for counts in rng.multinomial(n, np.full(n, 1 / n), size=resamples):
-        found = fit(np.repeat(values, counts), rule)
-        if found is not None:
-            alphas.append(found.alpha)
-    if not alphas:
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    samples = np.repeat(np.tile(values, resamples), counts.ravel()).reshape(resamples, n)
+    alphas = fits(samples, rule).alpha
+    alphas = alphas[np.isfinite(alphas)]
+    if not len(alphas):
         return np.nan, np.nan
     lo, hi = np.quantile(alphas, ((1 - level) / 2, (1 + level) / 2))
     return float(lo), float(hi)

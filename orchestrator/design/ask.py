@@ -37,6 +37,8 @@ class Ask:
     """Dotted key → value that was read from earlier stages."""
     seen: tuple[str, ...] = ()
     """Keys of the runs that it was decided from."""
+    left: tuple[RunSpec, ...] = ()
+    """Of an empty ask: runs without a result of the asks that hold. A driver that is gone may have asked for them."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ class Seen:
         """The asks of a stage, by round."""
         return {ask.round: ask for ask in self.decided if ask.stage == stage}
 
-    def unfinished(self, points: Sequence[RunSpec]) -> list[str]:
-        """Keys without a result."""
-        return [spec.run_key for spec in points if spec.run_key not in self.results]
+    def unfinished(self, points: Sequence[RunSpec]) -> tuple[RunSpec, ...]:
+        """Those without a result."""
+        return tuple(spec for spec in points if spec.run_key not in self.results)
 
     def failed(self, points: Sequence[RunSpec]) -> list[str]:
         """Keys whose run failed. A diverged run is a result."""

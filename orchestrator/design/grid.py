@@ -18,5 +18,5 @@ def ask(name: str, role: str, points: Sequence[RunSpec], basis: Sequence[Any], s
     have = seen.of(name).get(round_)
     if have is None or have.digest != mark:
         return Ask(points=tuple(points), why="the grid", stage=name, round=round_, role=role, digest=mark)
-    left = seen.unfinished(have.points)
-    return Ask(done=not left, why=f"{name}: {len(left)} runs left" if left else "", stage=name)
+    left = seen.unfinished(points)
+    return Ask(done=not left, why=f"{name}: {len(left)} runs left" if left else "", stage=name, left=left)

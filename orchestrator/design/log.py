@@ -20,6 +20,9 @@ from scalespec.trainables.spec import RunSpec
 
 FOLDER = "asks"
 
+FACTS = [name for name in Decided.__dataclass_fields__ if name not in ("points", "left")]
+"""What is written as it is."""
+
 
 def read(store: StudyStore) -> list[Decided]:
     """Every committed ask, by number. A file that is no ask is passed over."""
@@ -87,7 +90,7 @@ def to_json(ask: Decided) -> dict[str, Any]:
         {"run_key": spec.run_key} | {key: value for key, value in point.items() if key not in shared}
         for spec, point in zip(ask.points, points, strict=True)
     ]
-    facts = {name: getattr(ask, name) for name in Decided.__dataclass_fields__ if name != "points"}
+    facts = {name: getattr(ask, name) for name in FACTS}
     facts |= {"read": dict(ask.read), "seen": list(ask.seen), "supersedes": list(ask.supersedes)}
     return {"schema_version": 1, **facts, "shared": shared, "points": rest}
 
@@ -98,7 +101,7 @@ def from_json(data: Mapping[str, Any]) -> Decided:
     for point in data["points"]:
         fields = {key: value for key, value in point.items() if key != "run_key"}
         points.append(RunSpec.from_json({**data["shared"], **fields}))
-    facts = {name: data[name] for name in Decided.__dataclass_fields__ if name != "points"}
+    facts = {name: data[name] for name in FACTS}
     facts |= {"seen": tuple(data["seen"]), "supersedes": tuple(data["supersedes"])}
     return Decided(**facts, points=tuple(points))
 

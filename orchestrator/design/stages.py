@@ -33,7 +33,8 @@ class Stages:
     def ask(self, seen: Seen, running: Collection[str] = (), budget: float | None = None) -> Ask:
         """The first ask of any stage that has one. Stages that rest on nothing unfinished are asked for side by side."""
         done: dict[str, bool] = {}
-        waiting = []
+        waiting: list[str] = []
+        left: list[RunSpec] = []
         for stage in self.study.stages:
             missing = sorted({read.of for read in stage.readings if not done[read.of]})
             if missing:
@@ -44,9 +45,10 @@ class Stages:
             if found.points:
                 return found
             done[stage.name] = found.done
+            left += found.left
             if not found.done or found.why:
                 waiting.append(found.why)
-        return Ask(done=all(done.values()), why="; ".join(waiting))
+        return Ask(done=all(done.values()), why="; ".join(waiting), left=tuple(left))
 
     def dependents(self, name: str) -> list[str]:
         """The stages that read a stage, directly or through others."""

@@ -120,9 +120,9 @@ class Tuning:
         if have is None or have.digest != mark:
             keys = tuple(spec.run_key for spec in basis)
             return Ask(points=tuple(points), stage=self.name, round=number, role=role, digest=mark, seen=keys)
-        left = seen.unfinished(have.points)
+        left = seen.unfinished(points)
         if left:
-            return Ask(why=f"{self.name}: {len(left)} runs left", stage=self.name)
+            return Ask(why=f"{self.name}: {len(left)} runs left", stage=self.name, left=left)
         if role == "probe" and (failed := seen.failed(have.points)):
             return Ask(
                 why=f"{self.name}: stopped, {len(failed)} of its probes failed ({failed[0]})",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scalespec.orchestrator.design.ask import Ask
 from scalespec.orchestrator.engine import jobs
 from scalespec.orchestrator.engine.board import wanted
 from scalespec.orchestrator.engine.lanes import Lanes, Settings
@@ -35,12 +34,12 @@ class Work:
         self._probe = Probe(study, self.machine)
         self._lanes: Lanes | None = None
 
-    def queue(self, ask: Ask, todo: Sequence[RunSpec], asked: Sequence[RunSpec]) -> Plan:
-        """Plans the runs `todo` of an ask and hands them to the lanes. `asked`: all runs of the study so far.
+    def queue(self, points: Sequence[RunSpec], todo: Sequence[RunSpec], asked: Sequence[RunSpec]) -> Plan:
+        """Plans the runs `todo` among the points of an ask and hands them to the lanes. `asked`: all runs of the study so far.
 
         Raises NoRoomError for a worker group that can never be placed.
         """
-        grid = self.points.grid(ask.points)
+        grid = self.points.grid(points)
         speeds = self._probe.speeds(grid, todo)
         grid = plan.with_workers(self.study, grid, speeds, self.machine)
         keys = {spec.run_key for spec in todo}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from scalespec.analysis.laws import Backtest, FitStatus, Law, Param
 from scalespec.analysis.laws.effective_params import StudyReading
+from scalespec.analysis.laws.registry import form_of_law
 from scalespec.analysis.laws.study import C, D, N, extra_axes
 from scalespec.analysis.plots.axes import count, flop
 from scalespec.analysis.selection import Corrected
@@ -48,7 +49,13 @@ def headline(states: Mapping[str, int], law: Law | None) -> str:
         return "No run finished, so there is nothing to fit"
     if law is None:
         return "The runs do not determine a scaling law"
-    said = f"The loss falls with α = {range_of(law.params['alpha'])} in size and β = {range_of(law.params['beta'])} in data"
+    form = form_of_law(law)
+    falls = (
+        f"{form.symbol(form.slopes[variable])} = {range_of(law.params[form.slopes[variable]])} in {word}"
+        for variable, word in (("n", "size"), ("d", "data"))
+        if variable in form.slopes
+    )
+    said = f"The loss falls with {' and '.join(falls)}"
     doubts = [words for status, words in DOUBTS.items() if status in law.status]
     return f"{said}, but {doubts[0]}" if doubts else said
 

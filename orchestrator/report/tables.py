@@ -17,6 +17,7 @@ from great_tables import GT, loc, style
 from scalespec.analysis import tables
 from scalespec.analysis.laws import Law
 from scalespec.analysis.laws.effective_params import StudyReading
+from scalespec.analysis.laws.registry import form_of
 from scalespec.analysis.laws.study import C, D, N, extra_axes
 from scalespec.analysis.plots.axes import count, flop
 from scalespec.analysis.plots.spectra import depth_key
@@ -192,21 +193,16 @@ def laws_table(laws: Sequence[Law]) -> str:
 
 def exponents(parts: Sequence[Part]) -> str:
     """How the law changes with the further axes: one row a combination."""
-    rows = []
-    for part in parts:
-        law = part.law("chinchilla")
-        values = {name: range_of(law.params[name], 3) if law else "" for name in ("alpha", "beta", "E", "a")}
-        status = ", ".join(law.to_json()["status"]) if law else "not fitted"
-        rows.append(
-            {
-                "": part.label,
-                "α": values["alpha"],
-                "β": values["beta"],
-                "E": values["E"],
-                "a": values["a"],
-                "status": status,
-            }
-        )
+    laws = [part.law("chinchilla") for part in parts]
+    form = form_of("chinchilla")
+    rows = [
+        {
+            "": part.label,
+            **{form.symbol(name): range_of(law.params[name], 3) if law else "" for name in form.cards},
+            "status": ", ".join(law.to_json()["status"]) if law else "not fitted",
+        }
+        for part, law in zip(parts, laws, strict=True)
+    ]
     return _html(GT(pd.DataFrame(rows), id="exponents"), left=("", "status"))
 
 

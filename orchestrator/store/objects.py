@@ -23,6 +23,9 @@ TRIES = 5
 CONFLICT_S = 0.2
 """Pause after a 409: another conditional write to the same name is under way."""
 
+PAGE = 1000
+"""Names in one answer, the most that a store gives."""
+
 QUERY = ("endpoint_override", "region", "scheme")
 """What may stand behind the `?` of an s3:// URI, as in pyarrow's."""
 
@@ -104,7 +107,10 @@ class Objects:
     def _pages(self, folder: str, **options: str) -> Iterator[Any]:
         with _named(folder):
             paginator = self.client.get_paginator("list_objects_v2")
-            yield from paginator.paginate(Bucket=self.bucket, Prefix=self._below(folder), **options)
+            pages = {"PageSize": PAGE}
+            yield from paginator.paginate(
+                Bucket=self.bucket, Prefix=self._below(folder), PaginationConfig=pages, **options
+            )
 
 
 def open_objects(uri: str) -> Objects:

@@ -101,10 +101,10 @@ def _read(text: str, name: str, lines: Lines) -> Any:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if depth > DEEPEST:
-                raise InputError(f"{name}:{event.start_mark.line + 1}: nested too deeply for a study")
+                raise InputError(f"{name}:{line}: nested too deeply for a study")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise InputError(f"{name}:{line}: YAML anchors and aliases are not allowed; repeat the value")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _plain(node, (), lines, name)

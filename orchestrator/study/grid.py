@@ -133,6 +133,8 @@ def _check_of(name: str, study: Study, task: type[Task]) -> Callable[[Any], Any]
     if section == "task":
         raise InputError(f"grid.{name}: write a task option without `task.`, as grid.{leaf}")
     keys = keys_of(SECTIONS[section]) if section in SECTIONS else {}
+    if leaf in keys and not keys[leaf].axis and not keys[leaf].hashed:
+        raise InputError(f"grid.{name}: changes no number, so runs cannot differ in it; set it for the whole study")
     if leaf not in keys or not keys[leaf].axis:
         known = [key.name for key in keys.values() if key.axis] or [f"those of {', '.join(SECTIONS)}"]
         raise InputError(

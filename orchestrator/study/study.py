@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Study:
     storage: str = neutral("Folder or URI that every node sees.", default="./results")
     tracking: Tracking = neutral("Where MLflow is.", default=Tracking())
 
-    @property
+    @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
         """What it asks for, in order; a `grid` is one stage of that name. Raises StageError."""
         sections = {name: getattr(self, name) for name in SECTIONS}

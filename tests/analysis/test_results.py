@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -68,6 +69,18 @@ def test_every_law_of_a_study_has_words_and_a_picture(study, name):
     assert law.verdict
     assert to_svg(law.plot()).startswith("<svg")
     assert len(law.points) == law.n_points - len(law.excluded)
+
+
+def test_the_points_of_a_law_are_those_it_was_fitted_to(study):
+    """Whatever runs the tables hold by now."""
+    results = load(study[0])
+    law = results.law("chinchilla")
+    more = dataclasses.replace(
+        results, runs=pd.concat([results.runs, results.runs.assign(run_key="later", batch_size=32)])
+    )
+    assert more.law("chinchilla").points.equals(law.points)
+    assert list(law.points.index) == list(law.evidence.keys)
+    assert (law.points["loss"].to_numpy() == law.evidence.columns["loss"]).all()
 
 
 def test_a_law_that_is_not_there_is_named_with_those_that_are(study):

@@ -161,7 +161,7 @@ def test_a_file_that_is_no_study_is_named(refused, tmp_path, verb):
     (tmp_path / "odd.yaml").write_text("name: [")
     assert "odd.yaml:1: not valid YAML" in refused(verb, tmp_path / "odd.yaml")
     (tmp_path / "odd.yaml").write_text(toy_yaml().replace("lr: 0.01", "lr: fast"))
-    assert "optim.lr: 'fast' is not a number" in refused(verb, tmp_path / "odd.yaml")
+    assert "optim.lr: must be a number above 0; 'fast' is not a number" in refused(verb, tmp_path / "odd.yaml")
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])

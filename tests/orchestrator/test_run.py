@@ -20,7 +20,8 @@ from scalespec import analysis
 from scalespec.analysis import tables
 from scalespec.orchestrator import run as runs
 from scalespec.orchestrator.errors import InputError
-from scalespec.orchestrator.store.folder import StudyStore, lease
+from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.orchestrator.store.lease import lease
 from scalespec.orchestrator.tracking import recorder as tracking
 from studies import toy_yaml
 
@@ -111,7 +112,7 @@ def test_the_tables_are_those_of_the_contract(finished):
 def test_per_example_losses_average_to_the_columns(finished):
     folder, _ = finished
     row = analysis.load(folder).runs.iloc[0]
-    val = pq.read_table(folder / "runs" / row["run_key"] / "val.parquet").to_pandas()
+    val = pq.read_table(folder / "runs" / row["run_key"] / "e000001/val.parquet").to_pandas()
     assert val["loss"].mean() == pytest.approx(row["val_loss"], rel=1e-12)
     assert val["loss"].sem() == pytest.approx(row["val_loss_se"], rel=1e-12)
     for half in ("select", "report"):
@@ -277,13 +278,13 @@ def test_a_killed_study_goes_on_where_it_was(finished, ray_cluster, tmp_path):
     first = run_in_process(study, RAY_ADDRESS="")
     folder = tmp_path / "results/toy"
     deadline = time.monotonic() + 300
-    while len(list(folder.glob("runs/*/result.json"))) < 4:
+    while len(list(folder.glob("runs/*/e*/result.json"))) < 4:
         assert first.poll() is None, first.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    before = len(list(folder.glob("runs/*/result.json")))
+    before = len(list(folder.glob("runs/*/e*/result.json")))
     assert 4 <= before < 18
     outcome = runs.run_study(study)
     assert outcome.exit_code == 0

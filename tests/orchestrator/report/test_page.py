@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from pyarrow.fs import LocalFileSystem
+from counted import Counted
 
 from scalespec.analysis import tables
 from scalespec.analysis.laws import Law, frontier, study_laws
@@ -28,9 +28,10 @@ from scalespec.orchestrator.report import page as report
 from scalespec.orchestrator.report import tables as report_tables
 from scalespec.orchestrator.report.figures import Picture, inline, picture
 from scalespec.orchestrator.report.headings import Unit
-from scalespec.orchestrator.store.folder import ArrowFiles, StudyStore
+from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.terminal.progress import duration
+from scalespec.trainables.files import LocalFiles
 from studies import toy, toy_yaml
 
 BYTES = 2_000_000
@@ -171,11 +172,11 @@ class Page(HTMLParser):
 
 
 class ObjectStore(StudyStore):
-    """A study behind a file system of pyarrow's, as on s3:// and gs://."""
+    """A study that is on no local disk, as behind s3://."""
 
     @property
-    def files(self) -> ArrowFiles:
-        return ArrowFiles(LocalFileSystem(), self.root)
+    def files(self) -> Counted:
+        return Counted(LocalFiles(self.root))
 
 
 def write(

@@ -14,15 +14,15 @@ from typing import Any
 
 import psutil
 import pytest
+from counted import Counted
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-from trained import Trained, train, trained
+from trained import Trained, result_path, train, trained
 
 from scalespec.analysis import tables
 from scalespec.orchestrator import version
 from scalespec.orchestrator.store import folder as store
-from scalespec.orchestrator.store.folder import ArrowFiles, ParquetCodec, StudyStore
+from scalespec.orchestrator.store.folder import ParquetCodec, StudyStore
 from scalespec.orchestrator.store.run_tables import curves_table
 from scalespec.orchestrator.tracking import recorder as tracking
 from scalespec.orchestrator.tracking.recorder import (
@@ -30,12 +30,14 @@ from scalespec.orchestrator.tracking.recorder import (
     Recorder,
     Target,
     Tracker,
-    committed_parts,
     is_local_disk,
     target_of,
 )
-from scalespec.trainables.checkpoints import MANIFEST, LocalFiles, RunFolder, step_folder
+from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.files import LocalFiles
+from scalespec.trainables.history import MANIFEST, STATE, step_folder
 from scalespec.trainables.io import State
+from scalespec.trainables.keys import keys_of
 
 SMALL: dict[str, Any] = {
     "grid": {"width": [8], "data_fraction": ["1", "1/2"]},
@@ -236,9 +238,10 @@ def test_what_is_not_finite_is_never_sent(study, value):
         {"step": s, "samples": 16 * s, "flops": 1.0, "metric": "odd", "value": v, "time_ms": s}
         for s, v in ((3, value), (4, 4.0))
     ]
-    study.store.files.write(f"runs/{key}/metrics/part-00000004.parquet", ParquetCodec().encode_metrics(rows))
+    path = f"{result_path(study.store, key).rpartition('/')[0]}/metrics/part-00000004.parquet"
+    study.store.files.write(path, ParquetCodec().encode_metrics(rows))
     result = {**folder.result(), "val_loss_se": value}
-    study.store.files.write(f"runs/{key}/result.json", json.dumps(result).encode())
+    study.store.files.write(result_path(study.store, key), json.dumps(result).encode())
     recorder = Recorder(tracker_of(study), study.specs)
     summary = [{**row, "alpha_median": value} for row in summary_of(study)]
     assert recorder.complete(summary, [law(alpha=value, beta=None, E=1.7)], status="FINISHED"), recorder.problem
@@ -258,7 +261,7 @@ def test_failed_and_diverged_runs_say_so(study):
     first, second = study.specs
     for spec, status, error in ((first, "failed", "oom: too large"), (second, "diverged", "non_finite: at step 3")):
         result = {**study.store.run(spec.run_key).result(), "status": status, "error": error, "val_loss": None}
-        study.store.files.write(f"runs/{spec.run_key}/result.json", json.dumps(result).encode())
+        study.store.files.write(result_path(study.store, spec.run_key), json.dumps(result).encode())
     tracker_of(study).record(study.specs)
     by_key = {run.data.tags["run_key"]: run for run in runs_of(client_of(study))[1]}
     assert (by_key[first.run_key].info.status, by_key[second.run_key].info.status) == ("FAILED", "FINISHED")
@@ -270,11 +273,12 @@ def test_failed_and_diverged_runs_say_so(study):
 
 def test_a_failed_run_that_was_mended_bears_no_trace_of_the_failure(study):
     spec = study.specs[0]
-    good = study.store.files.read(f"runs/{spec.run_key}/result.json")
+    path = result_path(study.store, spec.run_key)
+    good = study.store.files.read(path)
     bad = {**json.loads(good), "status": "failed", "error": "oom: too large", "steps": 0}
-    study.store.files.write(f"runs/{spec.run_key}/result.json", json.dumps(bad).encode())
+    study.store.files.write(path, json.dumps(bad).encode())
     tracker_of(study).record(study.specs)
-    study.store.files.write(f"runs/{spec.run_key}/result.json", good)
+    study.store.files.write(path, good)
     tracker_of(study).record(study.specs)
     (run,) = [run for run in runs_of(client_of(study))[1] if run.data.tags["run_key"] == spec.run_key]
     assert (run.info.status, run.data.tags["scalespec.status"]) == ("FINISHED", "done")
@@ -294,30 +298,39 @@ def state(step: int) -> State:
 
 def test_parts_count_when_their_state_is_committed(tmp_path):
     folder = RunFolder(LocalFiles(tmp_path), "run", ParquetCodec())
-    names = [f"run/metrics/part-{step:08d}.parquet" for step in (2, 4, 6)]
-    assert committed_parts(folder, finished=False) == []
+    names = [f"run/e000001/metrics/part-{step:08d}.parquet" for step in (2, 4, 6)]
+
+    def settled() -> list[str]:
+        return list(RunFolder(folder.files, "run").history().settled_parts)
+
+    assert settled() == []
     for step in (2, 4):
         part(folder, step)
         folder.save_state(state(step))
-    assert committed_parts(folder, finished=False) == names[:2]
+    assert settled() == names[:2]
     # the metrics of the next state are written, the state itself is not complete yet
     part(folder, 6)
     folder._commit_metrics(6)
-    assert committed_parts(folder, finished=False) == names[:2]
-    folder.files.write(f"run/resume/{step_folder(6)}/state.safetensors", b"half")
-    assert committed_parts(folder, finished=False) == names[:2]
-    folder.files.write(f"run/resume/{step_folder(6)}/{MANIFEST}", b"{}")
-    assert committed_parts(folder, finished=False) == names
+    assert settled() == names[:2]
+    folder.files.write(f"{folder.path}/resume/{step_folder(6)}/{STATE}", b"half")
+    assert settled() == names[:2]
+    folder.files.write(f"{folder.path}/resume/{step_folder(6)}/{MANIFEST}", b"{}")
+    assert settled() == names
     # the end of a run takes its states away
-    folder.files.delete("run/resume")
-    assert committed_parts(folder, finished=False) == []
-    assert committed_parts(folder, finished=True) == names
+    folder.files.delete(f"{folder.path}/resume")
+    assert settled() == []
+    folder.finish({"steps": 6, "status": "done"}, None)
+    assert settled() == names
+    # what a newer attempt took over is settled, whatever becomes of it
+    newer = RunFolder(folder.files, "run", ParquetCodec())
+    newer.claim("next")
+    assert settled() == []
 
 
 def test_a_run_under_way_shows_what_a_resume_cannot_take_back(study):
     spec = study.specs[0]
     key, files = spec.run_key, study.store.files
-    result = files.read(f"runs/{key}/result.json")
+    result = json.loads(files.read(result_path(study.store, key)))
     files.delete(f"runs/{key}")
     folder = study.store.run(key)
     folder.claim("now")
@@ -332,11 +345,12 @@ def test_a_run_under_way_shows_what_a_resume_cannot_take_back(study):
     folder._commit_metrics(4)
     tracker.record([spec])
     assert [point[:2] for point in points_of(client, client.get_run(run.info.run_id))] == [("train_loss", 2)]
-    folder.rewind(2)  # the worker died before its state was complete; the next attempt logs step 4 anew
+    folder = study.store.run(key)  # the worker died before its state was complete; the next attempt logs step 4 anew
+    folder.claim("now")
     part(folder, 4)
     folder.save_state(state(4))
     tracker_of(study).record([spec])
-    files.write(f"runs/{key}/result.json", result)
+    folder.finish(result, None)
     tracker_of(study).record([spec])
     (run,) = runs_of(client)[1]
     assert run.info.status == "FINISHED"
@@ -414,6 +428,19 @@ def test_a_server_that_fails_once_loses_nothing(study, monkeypatch, method, rest
         assert len({point[:2] for point in points}) == len(points) > 20
 
 
+def test_parameters_are_the_keys_that_can_change_a_run(study):
+    spec = study.specs[0]
+    params = tracking.params_of(spec)
+    for section in ("optim", "schedule", "train"):
+        config = getattr(spec, section)
+        for key in keys_of(type(config)).values():
+            known = key.hashed and not key.is_section
+            assert (f"{section}.{key.name}" in params) is known, key.name
+            assert not known or params[f"{section}.{key.name}"] == getattr(config, key.name)
+    assert params["optim.reference.width"] == spec.optim.reference.width
+    assert "data.path" not in params
+
+
 def test_the_thread_follows_a_study_while_it_is_trained(study, monkeypatch):
     monkeypatch.setattr(tracking, "POLL_S", 0.02)
     for spec in study.specs:
@@ -456,7 +483,7 @@ def test_sqlite_is_for_local_disks_only(tmp_path, monkeypatch, kind, local):
 
 
 def test_a_study_behind_a_uri_has_no_store_of_its_own(monkeypatch):
-    monkeypatch.setattr(store, "open_files", lambda root: ArrowFiles(SubTreeFileSystem("/", LocalFileSystem()), root))
+    monkeypatch.setattr(store, "open_files", lambda root: Counted(LocalFiles(root)))
     assert target_of(StudyStore("s3://bucket/toy"), "http://server") == Target("http://server")
     assert target_of(StudyStore("s3://bucket/toy"), None) is None
 

@@ -73,10 +73,10 @@ def test_they_are_shown_at_the_last_step_and_change_nothing(tmp_path, task, file
     for name, shown in (("with", True), ("without", False)):
         tiny.train(str(tmp_path / name), task, train={"media": shown})
         history = local_run(tmp_path / name).history()
-        weights = Path(tmp_path, name, history.checkpoints[225], WEIGHTS)
+        weights = Path(tmp_path, history.checkpoints[225], WEIGHTS)
         digests.append(hashlib.sha256(weights.read_bytes()).hexdigest())
         media_of[name] = {
-            step: sorted(path.name for path in Path(tmp_path, name, folder).iterdir())
+            step: sorted(path.name for path in Path(tmp_path, folder).iterdir())
             for step, folder in history.media.items()
         }
     assert digests[0] == digests[1]

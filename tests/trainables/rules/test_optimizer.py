@@ -11,7 +11,6 @@ import pytest
 import torch
 import trained
 
-from scalespec.orchestrator.store import watch
 from scalespec.trainables.rules.optimizer import optimizer, step
 from scalespec.trainables.rules.scaling import ScaledOptim
 
@@ -58,12 +57,12 @@ def test_a_worker_never_loads_the_compiler(tmp_path, changes):
 import json, sys
 from scalespec.orchestrator.engine.worker import Job, Worker
 from scalespec.orchestrator.store.folder import StudyStore
-Worker(StudyStore(sys.argv[1]), "session-1", "test").run(map(Job.from_json, json.load(open(sys.argv[2]))))
+Worker(StudyStore(sys.argv[2]), "session", "test").run(map(Job.from_json, json.load(open(sys.argv[1]))))
 print("torch._dynamo" in sys.modules)
 """
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": "", "RAY_RAYLET_PID": "0"}
-    typed = [sys.executable, "-c", code, study.store.root, str(tmp_path / "jobs.json")]
+    typed = [sys.executable, "-c", code, str(tmp_path / "jobs.json"), study.store.root]
     done = subprocess.run(typed, env=paths, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-2000:]
-    results = watch.results(study.store, [spec.run_key for spec in study.specs])
-    assert [result["status"] for result in results.values()] == ["done"] * len(study.specs)
+    results = [json.loads(file.read_text()) for file in (tmp_path / "toy/runs").glob("*/e*/result.json")]
+    assert [result["status"] for result in results] == ["done"] * len(study.specs)
