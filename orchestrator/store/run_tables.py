@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -14,8 +16,14 @@ from scalespec.analysis import tables
 from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.trainables.checkpoints import read_manifest
+from scalespec.trainables.files import Files
 from scalespec.trainables.history import WEIGHTS
 from scalespec.trainables.spec import RunSpec
+
+log = logging.getLogger("scalespec.store")
+
+RUNS_AT_ONCE = 500
+"""Runs whose curves are put in order together: their rows are held twice for that long."""
 
 RESULT_COLUMNS = [
     name
@@ -103,15 +111,39 @@ def runs_table(
 
 
 def curves_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
-    """Every logged point of every run that has a result."""
-    parts = []
-    for spec in specs:
-        folder = store.run(spec.run_key)
-        if folder.result() is None:
-            continue
-        rows = [{key: value for key, value in row.items() if key != "time_ms"} for row in folder.metrics()]
-        parts.append(tables.from_rows(({"run_key": spec.run_key, **row} for row in rows), tables.CURVES))
+    """Every logged point of every run that has a result, in the order of its key."""
+    keys = sorted(spec.run_key for spec in specs)
+    files = store.files
+    parts = [_curves(files, store, keys[at : at + RUNS_AT_ONCE]) for at in range(0, len(keys), RUNS_AT_ONCE)]
     return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
+
+
+def _curves(files: Files, store: StudyStore, keys: Sequence[str]) -> pa.Table:
+    """Of some runs, given in order. Where two parts hold the same point, the later one counts."""
+    parts, run = [], []
+    for at, key in enumerate(keys):
+        history = store.run(key).history()
+        for path in history.metric_parts if history.result_path is not None else ():
+            part = _part(files, path)
+            if part is not None:
+                parts.append(part)
+                run.append(np.full(part.num_rows, at))
+    if not parts:
+        return tables.from_rows([], tables.CURVES)
+    whole = pa.concat_tables(parts).combine_chunks()
+    names = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(run)), pa.array(keys, pa.string()))
+    whole = whole.drop_columns(["time_ms"]).add_column(0, tables.CURVES.field("run_key"), names.cast(pa.string()))
+    whole = whole.cast(tables.CURVES)
+    return tables.last_of_each_key(whole, "curves")
+
+
+def _part(files: Files, path: str) -> pa.Table | None:
+    """A metric part; a damaged one is named in the log and passed over."""
+    try:
+        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path))), tables.METRICS_PART)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read and is left out (%s)", path, error)
+        return None
 
 
 def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
