@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
 from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.spectra import weights
@@ -41,6 +42,9 @@ FILES_OPEN = 256
 
 PROCESS_BYTES = 400 << 20
 """What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
+
+SUMMARISED = (*tables.KEYS["spectra"], *(name for name in spectral.USED if name not in tables.KEYS["spectra"]))
+"""The columns that a summary is made of."""
 
 Key = tuple[str, int, str]
 """run_key, step, layer."""
@@ -196,30 +200,24 @@ def done_keys(store: StudyStore, profile: str) -> set[Key]:
 
     An unreadable tensor is tried again: it may have been restored.
     """
-    table = stored(store)
-    return {
-        (row["run_key"], row["step"], row["layer"].partition("[")[0])
-        for row in table.select(["run_key", "step", "layer", "profile", "status"]).to_pylist()
-        if row["profile"] == profile and row["status"] != "unreadable"
-    }
+    table = stored(store, (*tables.KEYS["spectra"], "status"))
+    mine = (pc.field("profile") == profile) & (pc.field("status") != "unreadable")
+    columns = (table.filter(mine)[name].to_pylist() for name in ("run_key", "step", "layer"))
+    return {(run_key, step, layer.partition("[")[0]) for run_key, step, layer in zip(*columns, strict=True)}
 
 
-def stored(store: StudyStore) -> pa.Table:
-    """All computed rows, the newest of each key."""
+def stored(store: StudyStore, columns: Sequence[str] | None = None) -> pa.Table:
+    """All computed rows, the newest of each key. `columns`: those to read, the key's among them; default: all."""
+    schema = tables.SPECTRA if columns is None else pa.schema([tables.SPECTRA.field(name) for name in columns])
     parts = []
     for name in store.files.names("spectra"):
         if name.endswith(".parquet"):
-            parts.append(
-                tables.conform(
-                    tables.read_parquet(pa.BufferReader(store.files.read(f"spectra/{name}"))), tables.SPECTRA
-                )
-            )
-    if not parts:
-        return tables.from_rows([], tables.SPECTRA)
-    table = pa.concat_tables(parts)
-    keys = list(zip(*(table[name].to_pylist() for name in tables.KEYS["spectra"]), strict=True))
-    last = {key: index for index, key in enumerate(keys)}
-    return table.take(pa.array(sorted(last.values())))
+            source = pa.BufferReader(store.files.read(f"spectra/{name}"))
+            parts.append(tables.conform(tables.read_parquet(source, columns), schema))
+    table = pa.concat_tables(parts) if parts else schema.empty_table()
+    keys = table.select(tables.KEYS["spectra"]).append_column("at", pa.array(np.arange(table.num_rows)))
+    last = keys.group_by(list(tables.KEYS["spectra"])).aggregate([("at", "max")])["at_max"]
+    return table if len(last) == table.num_rows else table.take(last.sort())
 
 
 def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
@@ -281,8 +279,8 @@ def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
 
 def summary_of(store: StudyStore, run_keys: Sequence[str]) -> pd.DataFrame:
     """The summaries of these runs, from what is computed so far."""
-    rows = stored(store)
-    mine = rows.filter(pa.compute.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
+    rows = stored(store, SUMMARISED)
+    mine = rows.filter(pc.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
     return tables.to_pandas(summary_table(mine))
 
 
@@ -291,17 +289,15 @@ def summary_table(spectra: pa.Table) -> pa.Table:
 
     Rows are taken in the order of their keys: a mean depends on the order in its last digit, and parts are written as they come.
     """
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    light = tables.sorted_by_key(spectra.drop_columns(["eigenvalues"]), "spectra")
-    for row in light.to_pylist():
-        groups.setdefault((row["run_key"], row["step"], row["profile"]), []).append(row)
-    rows = []
-    for (run_key, step, profile), layers in groups.items():
-        found = {
-            name: value for name, value in spectral.summarize(layers).items() if name in tables.SPECTRA_SUMMARY.names
-        }
-        rows.append({**found, "run_key": run_key, "step": step, "profile": profile})
-    return tables.from_rows(rows, tables.SPECTRA_SUMMARY)
+    light = tables.sorted_by_key(spectra.select(SUMMARISED), "spectra").to_pydict()
+    numbers: dict[tuple[str, int, str], int] = {}
+    keys = zip(light["run_key"], light["step"], light["profile"], strict=True)
+    group = [numbers.setdefault(key, len(numbers)) for key in keys]
+    found = spectral.summaries(light, group, len(numbers))
+    named = dict(zip(("run_key", "step", "profile"), zip(*numbers, strict=True), strict=True)) if numbers else {}
+    columns = {**found, **named}
+    schema = tables.SPECTRA_SUMMARY
+    return pa.table([pa.array(columns.get(field.name, ()), field.type) for field in schema], schema=schema)
 
 
 @contextlib.contextmanager
