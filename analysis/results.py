@@ -30,6 +30,8 @@ class Results:
     checkpoints: pd.DataFrame
     spectra: pd.DataFrame
     spectra_summary: pd.DataFrame
+    asks: pd.DataFrame
+    """Which stage asked for which run, and why."""
     laws: pd.DataFrame
     """One row a parameter of a law; a law without parameters has one row."""
     entries: Sequence[dict[str, Any]] = field(default=(), repr=False)
@@ -57,7 +59,7 @@ class Results:
     def _points(self, law: Law) -> pd.DataFrame | None:
         """The runs that the law was fitted to; None where they cannot be told."""
         from scalespec.analysis.laws.registry import form_of_law
-        from scalespec.analysis.laws.study import C, D, N, combinations, usable
+        from scalespec.analysis.laws.study import C, D, N, combinations, results_only, usable
 
         suffix = law.id.removeprefix(law.id.partition("/")[0])
         whole = self._laws.get(f"chinchilla{suffix}")  # its target is the loss, that of a law of sizes is not
@@ -66,7 +68,7 @@ class Results:
         of_runs = whole if form_of_law(law).along_compute else law  # a law along compute names budgets, not runs
         if of_runs.evidence is not None:
             good = self.runs[self.runs["run_key"].astype(str).isin(of_runs.evidence.keys)]
-        elif (part := dict(combinations(self.runs)).get(suffix)) is not None:
+        elif (part := dict(combinations(results_only(self.runs)[0])).get(suffix)) is not None:
             left = {one.key for one in law.excluded}
             good = usable(part, whole.target)[0]
             good = good[~good["run_key"].astype(str).isin(left)]

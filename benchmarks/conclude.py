@@ -24,10 +24,12 @@ from typing import Any
 
 import psutil
 
-from scalespec.orchestrator.conclude import fit_laws, open_study, stored_specs, write_tables
+from scalespec.orchestrator.conclude import fit_laws, open_study, write_tables
+from scalespec.orchestrator.design import log as ask_log
 from scalespec.orchestrator.engine import cluster
 from scalespec.orchestrator.report import page
-from scalespec.orchestrator.run import Stage
+from scalespec.orchestrator.spectra import stage
+from scalespec.orchestrator.store import run_tables
 
 EVERY_S = 0.05
 PHASES = ("spectra", "tables", "laws", "report")
@@ -75,11 +77,17 @@ class Clock:
 def conclude(clock: Clock, folder: str) -> int:
     """One round; returns the number of spectral rows."""
     study, store = open_study(folder)
-    specs = stored_specs(study, store)
-    stage = Stage(study, specs, store)
+    asks = ask_log.read(store)
+    request = stage.Request(store.root, study.spectra.profile, study.spectra.vectors)
+
+    def spectra(cpus: int) -> int:
+        checkpoints = run_tables.checkpoints_table(store, ask_log.specs(asks)).to_pylist()
+        refs = stage.references(store, checkpoints, study.spectra.every, set())
+        return stage.run_stage(store, refs, request, cpus)
+
     with cluster.connected() as found:
-        rows = clock.time("spectra", lambda: stage.compute(stage.find(), found.cpus))
-        made = clock.time("tables", write_tables, study, specs, store, {})
+        rows = clock.time("spectra", spectra, found.cpus)
+        made = clock.time("tables", write_tables, study, asks, store, {})
         laws = clock.time("laws", fit_laws, made["runs"], made["curves"])
         clock.time("report", page.write, study, store, made, laws)
     return int(rows)

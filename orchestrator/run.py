@@ -14,7 +14,7 @@ from scalespec.orchestrator.design import log
 from scalespec.orchestrator.design.ask import Ask, DesignError, Seen
 from scalespec.orchestrator.design.stages import Stages
 from scalespec.orchestrator.engine import cluster
-from scalespec.orchestrator.engine.lanes import NoRoomError, check_room
+from scalespec.orchestrator.engine.lanes import CodeDiffersError, NoRoomError, check_room
 from scalespec.orchestrator.engine.probe import with_room_for_spectra
 from scalespec.orchestrator.engine.queue import News
 from scalespec.orchestrator.engine.work import Work
@@ -69,7 +69,7 @@ def run_study(
                 driver = Driver(study, points, store, held, found)
                 driver.train()
                 return driver.conclude()
-    except (StorageError, LeaseError, NoRoomError) as error:
+    except (StorageError, LeaseError, NoRoomError, CodeDiffersError) as error:
         raise InputError(str(error)) from error
 
 

@@ -69,7 +69,7 @@ _HOME = {
     "key": "trainables.keys:key",
     "load": "analysis.results:load",
     "local_run": "trainables.checkpoints:local_run",
-    "media": "trainables.media:",
+    "media": "trainables:media",
     "spectra": "orchestrator.notebook:spectra",
     "train": "orchestrator.notebook:train",
 }
@@ -86,8 +86,9 @@ def __getattr__(name: str) -> Any:
             found = "unknown"
     elif name in _HOME:
         module, _, attribute = _HOME[name].partition(":")
-        found = importlib.import_module(f"scalespec.{module}")
-        found = getattr(found, attribute) if attribute else found
+        found = getattr(importlib.import_module(f"scalespec.{module}"), attribute, None)
+        if found is None:  # a module, which is an attribute of its package once it is imported
+            found = importlib.import_module(f"scalespec.{module}.{attribute}")
     else:
         raise AttributeError(f"module 'scalespec' has no attribute {name!r}; it has {', '.join(__all__)}")
     globals()[name] = found  # the next time it is found without coming here

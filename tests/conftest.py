@@ -42,7 +42,15 @@ def shared() -> Path:
 
 
 ON_THE_SHARED_RAY = {
-    f"tests/orchestrator/{name}.py" for name in ("test_cli", "engine/test_cluster", "test_run", "spectra/test_stage")
+    f"tests/orchestrator/{name}.py"
+    for name in (
+        "test_cli",
+        "engine/test_cluster",
+        "engine/test_lanes",
+        "engine/test_work",
+        "test_run",
+        "spectra/test_stage",
+    )
 }
 WITH_A_RAY_OF_THEIR_OWN = {f"tests/orchestrator/{name}.py" for name in ("test_job", "test_own_task")}
 

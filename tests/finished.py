@@ -20,7 +20,8 @@ def finished(folder: Path, **changes: Any) -> list[Law]:
     runs = grid_runs(**changes)
     whole = filled(runs, tables.RUNS)
     spectra = filled(pd.DataFrame({"run_key": runs["run_key"], "layer": "head.weight", "alpha": 3.0, "trusted": True}), tables.SPECTRA)  # fmt: skip
-    made = {"runs": whole, "spectra": spectra}
+    asks = filled(pd.DataFrame({"stage": "grid", "ask": 1, "round": 0, "role": "result", "run_key": runs["run_key"]}), tables.ASKS)  # fmt: skip
+    made = {"runs": whole, "spectra": spectra, "asks": asks}
     (folder / "tables").mkdir(parents=True)
     for name, schema in tables.TABLES.items():
         pq.write_table(made.get(name, schema.empty_table()), folder / "tables" / f"{name}.parquet")

@@ -66,7 +66,7 @@ def tiny(task: str, *, train: dict[str, Any] | None = None, **options: Any) -> t
         data_identity=data.identity,
         optim=OptimConfig(4e-3, 8, Reference(width, 8)),
         schedule=ScheduleConfig("wsd", warmup=16 * 8 * data.samples_per_example),
-        train=TrainConfig(checkpoints=4, **(train or {})),
+        train=TrainConfig(**{"checkpoints": 4, "precision": "fp32", "workers": 1, **(train or {})}),
     )
     return spec, Prepared(made, data)
 

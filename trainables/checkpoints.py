@@ -36,6 +36,7 @@ from scalespec.trainables.history import (
     StatePath,
     attempt_folder,
     attempt_of,
+    before,
     history,
     is_claim,
     step_folder,
@@ -160,18 +161,28 @@ class RunFolder:
         self.attempt, self._part = None, (-1, [])
         while True:
             paths = self.files.walk(self.folder)
-            states = self._history(paths).states
+            newest, last = self._deciding(paths)
+            states = history(paths, {newest: last}, f"{self.folder}/").states
             found = next(((at, state) for at in reversed(states) if (state := self._state(at)) is not None), None)
             number = 1 + max((attempt_of(path.partition("/")[0]) or 0 for path in paths), default=0)
             claim = {"attempt": number, "session": session, "host": socket.gethostname(), "pid": os.getpid()}
             # the token tells two writers apart where a store answers a retried create
-            claim |= {"time": time.time(), "token": uuid.uuid4().hex, "after": None}
+            claim |= {"time": time.time(), "token": uuid.uuid4().hex, "after": None, "before": {}}
             if found is not None:
-                claim["after"] = {"attempt": found[0].attempt, "step": found[0].step}
+                step = found[0].step
+                bounds = {newest: step, **before(last)}
+                claim["after"] = {"attempt": found[0].attempt, "step": step}
+                claim["before"] = {str(attempt): min(step, bounds[attempt]) for attempt in sorted(bounds)}
             if self.files.create(f"{self.folder}/{attempt_folder(number)}/{CLAIM}", json.dumps(claim).encode()):
                 self.attempt = number
                 self._resume = [at for at in states if "/resume/" in at.path]
                 self._held = {} if found is None else dict([found])
+                if (
+                    found is not None
+                    and "/resume/" in found[0].path
+                    and read_manifest(self.files, found[0].path) is None
+                ):
+                    self.save_state(found[1])  # its owner went on, and pruned it before it saw this claim
                 return number
 
     def _begin(self) -> None:
@@ -204,9 +215,11 @@ class RunFolder:
         if not keep:
             assert self.attempt is not None
             self._resume = sorted({*self._resume, StatePath(state.step, self.attempt, path)})
-        for old in [old for old in self._resume[:-STATES_KEPT] if old.step < state.step]:
-            self.files.delete(old.path)
-            self._resume.remove(old)
+        if pruned := [old for old in self._resume[:-STATES_KEPT] if old.step < state.step]:
+            self._begin()  # once more: a successor may have taken over one of them meanwhile
+            for old in pruned:
+                self.files.delete(old.path)
+                self._resume.remove(old)
 
     def save_weights(
         self, step: int, samples: int, flops: float, weights: Mapping[str, Tensor], metrics: Mapping[str, float]
@@ -231,6 +244,7 @@ class RunFolder:
             self.files.write(f"{self.path}/val.{self.codec.suffix}", self.codec.encode_val(val))
         # the first result of an attempt stands: one whose answer was lost is not replaced by the failure to see it
         self.files.create(f"{self.path}/{RESULT}", last)
+        self._begin()  # once more: the result of an attempt that was replaced meanwhile is none, and its states are needed
         if result.get("status") != "failed":  # a failed run is tried again, from its last state
             with contextlib.suppress(OSError):
                 self._drop_states()
@@ -293,12 +307,17 @@ class RunFolder:
 
     def history(self) -> History:
         """What counts, seen from this attempt; without a claim, from the newest one. Paths are those of `files`."""
-        return self._history(self.files.walk(self.folder))
+        paths = self.files.walk(self.folder)
+        newest, claim = self._deciding(paths)
+        return history(paths, {newest: claim}, f"{self.folder}/")
 
-    def _history(self, paths: Sequence[str]) -> History:
-        heads = {number: path for path in paths if (number := _claimed(path)) and number <= (self.attempt or number)}
-        claims = {number: self._json(path) for number, path in heads.items()}
-        return history(paths, claims, f"{self.folder}/")
+    def _deciding(self, paths: Sequence[str]) -> tuple[int, Any]:
+        """The newest claim that can be read, with its number; of this attempt's predecessors its own claim decides."""
+        numbers = {number: path for path in paths if (number := _claimed(path)) and number <= (self.attempt or number)}
+        for number in sorted(numbers, reverse=True):
+            if is_claim(claim := self._json(numbers[number])):
+                return number, claim
+        return 0, None
 
     def _numbers(self) -> list[int]:
         """Attempt numbers in the folder, claimed or about to be, in order."""
@@ -324,10 +343,16 @@ class RunFolder:
     def read_parts(self, paths: Iterable[str]) -> Iterator[Row]:
         """The points in metric parts; a damaged part is named in the log and passed over."""
         for path in paths:
-            try:
-                yield from self.codec.decode_metrics(self.files.read(path))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s cannot be read and is left out (%s)", path, error)
+            with contextlib.suppress(FileNotFoundError):
+                data = self.files.read(path)
+                try:
+                    rows = self.codec.decode_metrics(data)
+                    if not all(row.keys() >= {"step", "metric", "value"} for row in rows):
+                        raise ValueError("not rows of metrics")
+                except (OSError, ValueError, KeyError, AttributeError) as error:  # pyarrow has OSErrors for damage
+                    log.warning("%s is damaged and left out (%s)", path, error)
+                    continue
+                yield from rows
 
     def load_latest(self, at_most: int | None = None) -> State | None:
         held, self._held = dict(self._held), {}
@@ -355,15 +380,18 @@ def _claimed(path: str) -> int | None:
 
 
 def read_json(files: Files, path: str) -> Any:
-    """The value in a JSON file; None where it is absent or damaged."""
+    """The value in a JSON file; None where it is absent or damaged. Storage that does not answer is an OSError, not damage."""
     try:
         return json.loads(files.read(path))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 
 def read_committed(files: Files, folder: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """The manifest and the files of a commit, or None where it is incomplete, truncated or altered."""
+    """The manifest and the files of a commit, or None where it is incomplete, truncated or altered.
+
+    Raises OSError for storage that does not answer: taking that for damage would throw away what is committed.
+    """
     facts = read_manifest(files, folder)
     if facts is None:
         return None
@@ -371,7 +399,7 @@ def read_committed(files: Files, folder: str) -> tuple[dict[str, Any], dict[str,
     for name, entry in facts["files"].items():
         try:
             data = files.read(f"{folder}/{name}")
-        except OSError:
+        except FileNotFoundError:
             return None
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             return None

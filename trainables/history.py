@@ -1,9 +1,10 @@
 """Which files of a run count: a pure rule over a listing of its folder and the claims in it.
 
 Every attempt at a run writes below a folder of its own, `e000001/`, `e000002/` …, and owns it from the moment at which it creates
-`claim.json` there. The claim says which state the attempt goes on from, `after: {attempt, step}`. Of older attempts only what lies
-at or below that step counts, and every later claim can lower the bound. So a worker that was cut off and goes on writing
-changes nothing, and nothing has to be taken back. A family's trunk is kept in the same way.
+`claim.json` there. The claim says which state the attempt goes on from, `after: {attempt, step}`, and so how much of each older
+attempt counts from now on, `before: {attempt: last step}`: nothing above that state, and nothing that an older claim had ruled out.
+So a worker that was cut off and goes on writing changes nothing, and nothing has to be taken back. A family's trunk is kept in the
+same way.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class History:
     """What counts of a run."""
 
     attempts: tuple[int, ...] = ()
-    """Those whose claim can be read, oldest first."""
+    """Those of which something may count, oldest first; the last one's claim decides."""
     metric_parts: tuple[str, ...] = ()
     """By attempt, then by step: where two hold the same point, the later one counts."""
     settled_parts: tuple[str, ...] = ()
@@ -59,17 +60,18 @@ class History:
 
 
 def history(paths: Iterable[str], claims: Mapping[int, Any], root: str = "") -> History:
-    """The history of a run from the paths below its folder and the parsed claim of each attempt, damaged ones included.
+    """The history of a run from the paths below its folder and the parsed claims of its attempts.
 
-    What has a foreign name, and an attempt whose claim is damaged, is passed over. `root` is put before every path that comes out.
+    The newest claim decides; only where it is damaged an older one is asked, so `claims` may leave out all but the newest.
+    Foreign names are passed over. `root` is put before every path that comes out.
     """
-    bounds = _bounds(claims)
+    newest = max((attempt for attempt, claim in claims.items() if is_claim(claim)), default=0)
+    bounds = {newest: math.inf, **before(claims[newest])} if newest else {}
     files: dict[int, list[str]] = {attempt: [] for attempt in sorted(bounds)}
     for path in paths:
         folder, _, rest = path.partition("/")
         if (attempt := attempt_of(folder)) in files:
             files[attempt].append(rest)
-    newest = max(files, default=0)
     own = files.get(newest, [])
     finished = RESULT in own
     parts: list[tuple[str, bool]] = []
@@ -89,6 +91,7 @@ def history(paths: Iterable[str], claims: Mapping[int, Any], root: str = "") -> 
         settled = math.inf if finished or attempt != newest else max(steps, default=-1)
         numbered = sorted((int(match[1]), rest) for rest in files[attempt] if (match := _PART.fullmatch(rest)))
         parts += [(f"{head}/{rest}", step <= settled) for step, rest in numbered if step <= bound]
+    head = root + attempt_folder(newest)
     return History(
         attempts=tuple(files),
         metric_parts=tuple(path for path, _ in parts),
@@ -96,31 +99,23 @@ def history(paths: Iterable[str], claims: Mapping[int, Any], root: str = "") -> 
         checkpoints=dict(sorted(found["checkpoints"].items())),
         media=dict(sorted(found["media"].items())),
         states=tuple(sorted(states)),
-        val_path=next((f"{root}{attempt_folder(newest)}/{x}" for x in own if finished and _VAL.fullmatch(x)), None),
-        result_path=f"{root}{attempt_folder(newest)}/{RESULT}" if finished else None,
+        val_path=next((f"{head}/{name}" for name in own if finished and _VAL.fullmatch(name)), None),
+        result_path=f"{head}/{RESULT}" if finished else None,
     )
-
-
-def _bounds(claims: Mapping[int, Any]) -> dict[int, float]:
-    """Attempt → the last step of it that counts."""
-    bounds: dict[int, float] = {}
-    bound = math.inf
-    for attempt in sorted(claims, reverse=True):
-        if is_claim(claims[attempt]):
-            bounds[attempt] = bound
-            after = claims[attempt]["after"]
-            bound = -1 if after is None else min(bound, after["step"])
-    return bounds
 
 
 def is_claim(found: Any) -> bool:
     """Whether a claim's JSON has the shape of one."""
-    if not isinstance(found, dict) or "after" not in found:
+    if not isinstance(found, dict) or not isinstance(found.get("before"), dict):
         return False
     if not isinstance(found.get("session"), str) or type(found.get("time")) not in (int, float):
-        return False  # the first attempt's time is when the run began
-    after = found["after"]
-    return after is None or (isinstance(after, dict) and type(after.get("step")) is int)
+        return False
+    return all(key.isascii() and key.isdigit() and type(step) is int for key, step in found["before"].items())
+
+
+def before(claim: Mapping[str, Any]) -> dict[int, int]:
+    """Older attempt → the last step of it that counts after this claim."""
+    return {int(attempt): step for attempt, step in claim["before"].items()}
 
 
 def attempt_folder(attempt: int) -> str:

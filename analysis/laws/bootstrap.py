@@ -23,6 +23,9 @@ MINIMUM_FAMILIES = 6
 """Fewer families than this are not resampled: percentiles over so few clusters cover far less than they promise."""
 MINIMUM_DRAWS = 50
 
+_SOME_HAVE_NONE: dict[str, Any] = {"divide": "ignore", "over": "ignore", "invalid": "ignore"}
+"""Around what follows from draws: one with an exponent at zero has no best size, say. Such draws are left out, not warned of."""
+
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -108,19 +111,23 @@ class Clusters:
 
 
 def ends(value: Any, draws: Array, level: float, widening: float, *, log: bool) -> tuple[Array, Array]:
-    """Both ends of the widened percentile interval of `value` [...], from the finite ones of `draws` [B, ...].
+    """Both ends of the widened percentile interval of `value` [...], from the finite ones of `draws` [B, ...]; NaN without any.
 
-    `log` widens in the logarithm; otherwise an end below zero is zero where every draw is positive.
+    `log` widens in the logarithm, where zero is not finite; otherwise an end below zero is zero where every draw is positive.
     """
-    finite = np.where(np.isfinite(draws), draws, np.nan)
-    quantiles = [(1 - level) / 2, (1 + level) / 2]
-    if log:
-        lo, hi = np.nanquantile(np.log(finite), quantiles, axis=0)
-        middle = np.log(value)
-        return np.exp(middle + (lo - middle) * widening), np.exp(middle + (hi - middle) * widening)
-    lo, hi = np.nanquantile(finite, quantiles, axis=0)
-    floor = np.where(np.nanmin(finite, axis=0) >= 0, 0.0, -np.inf)
-    return np.maximum(value + (lo - value) * widening, floor), np.asarray(value + (hi - value) * widening)
+    with np.errstate(**_SOME_HAVE_NONE):
+        seen = np.log(draws) if log else np.asarray(draws)
+        finite = np.where(np.isfinite(seen), seen, np.nan)
+        nothing = np.isnan(finite).all(axis=0)
+        finite = np.where(nothing, 0.0, finite)  # numpy warns of a column without numbers
+        lo, hi = np.nanquantile(finite, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        middle = np.log(value) if log else value
+        lo, hi = middle + (lo - middle) * widening, middle + (hi - middle) * widening
+        if log:
+            lo, hi = np.exp(lo), np.exp(hi)
+        else:
+            lo = np.maximum(lo, np.where(np.nanmin(finite, axis=0) >= 0, 0.0, -np.inf))
+    return np.where(nothing, np.nan, lo), np.where(nothing, np.nan, hi)
 
 
 def interval(value: float, draws: Array | None, level: float, widening: float = 1.0, *, log: bool = False) -> Param:
@@ -147,10 +154,11 @@ def of_law(law: Law, quantity: Callable[[Mapping[str, Any]], Any], *, log: bool 
 
     `quantity` is called with numbers, and with one column [B, 1] a parameter.
     """
-    value = np.atleast_1d(np.asarray(quantity({name: p.value for name, p in law.params.items()}), dtype=np.float64))
-    if law.evidence is None or not law.evidence.draws:
-        nothing = np.full(value.shape, np.nan)
-        return value, nothing, nothing
-    spread = quantity({name: draw[:, None] for name, draw in law.evidence.draws.items()})
+    with np.errstate(**_SOME_HAVE_NONE):
+        value = np.atleast_1d(np.asarray(quantity({name: p.value for name, p in law.params.items()}), dtype=np.float64))
+        if law.evidence is None or not law.evidence.draws:
+            nothing = np.full(value.shape, np.nan)
+            return value, nothing, nothing
+        spread = quantity({name: draw[:, None] for name, draw in law.evidence.draws.items()})
     spread = np.broadcast_to(spread, (len(spread), *value.shape))
     return value, *ends(value, spread, law.level, law.evidence.widening, log=log)

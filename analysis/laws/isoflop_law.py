@@ -138,7 +138,7 @@ def _law(
     log_c = np.log([p.c for p in found])[used]
     x = log_c - log_c.mean()
     y = np.log([p.n_opt for p in found])[used]
-    spacing = np.array([np.diff(np.log(p.n)).mean() for p in found])[used]
+    spacing = np.array([np.diff(np.log(p.n)).mean() for p, u in zip(found, used, strict=True) if u])
     spread = np.nanstd(draws[:, used], axis=0) if resamples else np.zeros(int(used.sum()))
     weight = 1 / np.maximum(spread, spacing / 3) ** 2
     estimate = _lines(x, y[None], weight)[0]

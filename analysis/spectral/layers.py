@@ -20,12 +20,12 @@ FUSED_QKV = re.compile(
 """Names under which query, key and value are stacked one after another. `query_key_value` (GPT-NeoX, BLOOM) is not among
 them: it alternates head by head, and the number of heads is not in the weights."""
 
-ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.01, 0.028, 4e-11, 1.35e-10
+ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.002, 0.008, 4e-11, 1.35e-10
 """Seconds of a row, of the bootstrap of a verdict, of a multiplication in a Gram product, and of the eigenvalues over M³: from
 `python benchmarks/spectra.py` on a Xeon of 2.x GHz."""
 
-NULL_S = 1.1e-5
-"""Seconds to draw the null of a shape, over M² (1.7 s for M = 384, 6 s for 768, 10 s for 1,024 on the same Xeon)."""
+NULL_S = 5e-6
+"""Seconds to draw the null of a shape, over M² (0.3 s for M = 256, 2.2 s for 768 on the same Xeon)."""
 
 
 class Part(NamedTuple):

@@ -112,6 +112,10 @@ class Board:
         if name in self.lanes:
             self.lanes[name].starts = 0
 
+    def refuse(self, name: str, workers: int, why: str) -> None:
+        """This lane must not train."""
+        self.lanes.setdefault(name, Lane(workers)).stopped = why
+
     def close(self, names: Sequence[str]) -> None:
         """These lanes end when they have finished what they are at."""
         self.to_close |= set(names)

@@ -15,7 +15,7 @@ from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.resources import Machine
 
 ENVIRONMENT = {
-    # Train's controller polls its workers this often; the default of 2 s is paid at the end of every pack
+    # Train's controller polls its workers this often; the default of 2 s is paid at the end of every lane
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # a rank that skips a collective would otherwise hang its group for ever
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
@@ -58,7 +58,7 @@ def connected(address: str | None = None, paths: Sequence[str] = ()) -> Iterator
     if address is None:
         # on Linux nothing else keeps Ray's servers off the other interfaces: without it they listen on every one
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # a process for each pack that watches for nodes about to be taken away: there is one node
+        # a process for each worker group that watches for nodes about to be taken away: there is one node
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     known = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *paths]
     if any(known):

@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import collections
 import logging
+import socket
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from scalespec.orchestrator.engine.board import MOST_STARTS
 from scalespec.orchestrator.engine.queue import News, Queue
+from scalespec.orchestrator.engine.wishes import Wishes, is_local, words_of
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 
 COLLECTIVE_TIMEOUT_S = 600
-HEAD = {"node:__internal_head__": 0.001}
-"""A group's driver takes no CPU: with 0.01 of one each, two one-CPU lanes would run one after the other on two CPUs."""
-
-RESTARTS = 100
-"""Of a DDP group; what kills one before it reaches the queue would go on for ever."""
 
 ANSWER_S = 60.0
 """An actor that does not answer for so long is gone, and with it the cluster."""
@@ -38,7 +34,11 @@ class NoRoomError(ValueError):
 
 
 class CodeDiffersError(RuntimeError):
-    """A worker runs another scalespec than the driver."""
+    """A node runs another scalespec than the driver."""
+
+
+CODE_DIFFERS = "code_differs"
+"""How the reason of a lane begins that has ended so."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,6 @@ class Settings:
     code_version: str | None
     fingerprint: str
     """Of the driver's own source: a worker with another one must not train."""
-
-
-@dataclass
-class Wishes:
-    """What the driver and Tune's thread share."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    wanted: collections.deque[dict[str, Any]] = field(default_factory=collections.deque)
-    alive: dict[str, int] = field(default_factory=dict)
-    """Lane → number of its workers, from the moment it is wanted until it has ended."""
-    ended: list[tuple[str, str]] = field(default_factory=list)
-    """(lane, why), until the driver has told the queue."""
-    idle_deaths: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Lane → deaths since its last claim of a run."""
-    finished: bool = False
 
 
 class Lanes:
@@ -88,19 +73,28 @@ class Lanes:
         self._ask(self.queue.add.remote(units))
 
     def news(self, timeout_s: float) -> News:
-        """What the lanes have told since the last call; waits for something new, at most `timeout_s`."""
+        """What the lanes have told since the last call; waits for something new, at most `timeout_s`. Raises CodeDiffersError."""
+        for reason in self._bury():
+            if reason.startswith(CODE_DIFFERS):
+                raise CodeDiffersError(reason)
         news, self._version = self._ask(self.queue.news.remote(self._read, self._version, timeout_s), timeout_s)
         self._read = news.read
         with self._wishes.changed:
             for lane, _, what in news.hints:
                 if what == "claim":
                     self._wishes.idle_deaths[lane] = 0
-            ended, self._wishes.ended = self._wishes.ended, []
-        for lane, why in ended:
-            if reason := self._ask(self.queue.gone.remote(lane, why)):
-                self.problems.append(f"{lane}: {reason}")
         found: News = news
         return found
+
+    def _bury(self) -> list[str]:
+        """Tells the queue which lanes have ended: what they had is pending again, or given up. Returns the reasons."""
+        with self._wishes.changed:
+            ended, self._wishes.ended = self._wishes.ended, []
+            for lane, _ in ended:
+                self._wishes.alive.pop(lane, None)
+        told = [(lane, self._ask(self.queue.gone.remote(lane, why))) for lane, why in ended]
+        self.problems += [f"{lane}: {reason}" for lane, reason in told if reason]
+        return [reason for _, reason in told if reason]
 
     def adjust(self, changes: Mapping[int, int], waiting: Mapping[str, int]) -> None:
         """Starts lanes, and closes waiting ones: `changes` as from `board.wanted`."""
@@ -125,6 +119,7 @@ class Lanes:
         self._ask(self.queue.close.remote(names))
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        self._bury()
 
     def _open(self, workers: int) -> None:
         self._count += 1
@@ -154,8 +149,8 @@ class Lanes:
                 self._fit()
             except Exception as error:  # named by the driver; the runs that have no result are missing
                 with wishes.changed:
-                    wishes.ended += [(lane, words_of(error)) for lane in wishes.alive]
-                    wishes.alive.clear()
+                    words = words_of(f"{type(error).__name__}: {error}")
+                    wishes.ended += [(lane, words) for lane in sorted(wishes.left())]
                     wishes.wanted.clear()
 
     def _fit(self) -> None:
@@ -186,34 +181,23 @@ def check_room(workers: int, machine: Machine) -> None:
         )
 
 
-def is_local(config: Mapping[str, Any]) -> bool:
-    """Whether the trial is itself the worker."""
-    return bool(config["workers"] == 1 and not config["use_gpu"])
-
-
-def drive_lane(config: dict[str, Any]) -> dict[str, Any]:
-    """The Tune trial of one lane."""
+def drive_lane(config: dict[str, Any]) -> None:
+    """The Tune trial of one lane. What kills its workers is raised, so that Tune starts it again."""
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     # a name of its own for every attempt: Train would silently resume what it finds under an old one
     name = f"{config['lane']}-{config['session']}-{uuid.uuid4().hex[:8]}"
-    storage = {"name": name, "storage_path": f"{config['root']}/.ray"}
+    run_config = ray.train.RunConfig(name=name, storage_path=f"{config['root']}/.ray")
     if is_local(config):
         scaling = ray.train.ScalingConfig(num_workers=0)
-        DataParallelTrainer(
-            work, train_loop_config=config, scaling_config=scaling, run_config=ray.train.RunConfig(**storage)
-        ).fit()
-        return {"error": ""}
-    try:
-        _group(config, storage).fit()
-    except Exception as error:  # Train has restarted the group as often as it may
-        return {"error": words_of(error)}
-    return {"error": ""}
+        DataParallelTrainer(work, train_loop_config=config, scaling_config=scaling, run_config=run_config).fit()
+    else:
+        _group(config, run_config).fit()
 
 
-def _group(config: Mapping[str, Any], storage: Mapping[str, str]) -> Any:
+def _group(config: Mapping[str, Any], run_config: Any) -> Any:
     """A DDP group of Ray Train."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -228,7 +212,7 @@ def _group(config: Mapping[str, Any], storage: Mapping[str, str]) -> Any:
             use_gpu=gpu,
             resources_per_worker={"CPU": config["cpus"]} | ({"GPU": 1} if gpu else {}),
         ),
-        run_config=ray.train.RunConfig(**storage, failure_config=ray.train.FailureConfig(max_failures=RESTARTS)),
+        run_config=run_config,
     )
 
 
@@ -242,12 +226,14 @@ def work(config: dict[str, Any]) -> None:
     from scalespec.orchestrator.version import fingerprint
     from scalespec.trainables.group import Group
 
-    if fingerprint() != config["fingerprint"]:
-        raise CodeDiffersError(
-            "code_differs: this node has another scalespec than the driver; install the same on all nodes"
-        )
-    torch.set_num_threads(config["threads"])
     queue, lane, group = config["queue"], config["lane"], Group.current()
+    differs = fingerprint() != config["fingerprint"]
+    if differs:
+        has = f"node {socket.gethostname()} has another scalespec than the driver"
+        ray.get(queue.refuse.remote(lane, config["workers"], f"{CODE_DIFFERS}: {has}; install the same on all nodes"))
+    if group.total(torch.tensor([int(differs)], device=group.device)).item():
+        return  # the whole group, or the others would wait for the one that has left
+    torch.set_num_threads(config["threads"])
 
     def tell(folder: str, what: str) -> None:
         queue.tell.remote(lane, folder, what)
@@ -259,16 +245,3 @@ def work(config: dict[str, Any]) -> None:
     while isinstance(unit := ray.get(queue.take.remote(*asked, turn, group.rank == 0)), dict):
         worker.run(Job.from_json(job) for job in unit["jobs"])
         turn += 1
-
-
-def words_of(error: BaseException) -> str:
-    """What ended a lane, in one line: of a worker's error the last line, since the first ones are its traceback."""
-    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
-    cause = next((failures[rank] for rank in sorted(failures)), error)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else type(cause).__name__}"
-
-
-def stops(deaths: int) -> bool:
-    """Whether a lane that has died so often without claiming a run is given up."""
-    return deaths >= MOST_STARTS

@@ -77,6 +77,11 @@ class Queue:
         self._hints.append((lane, folder, what))
         await self._change()
 
+    async def refuse(self, lane: str, workers: int, why: str) -> None:
+        """A worker of this lane must not train."""
+        self.board.refuse(lane, workers, why)
+        await self._change()
+
     async def close(self, lanes: Sequence[str]) -> None:
         """These lanes end when they have finished what they are at."""
         self.board.close(lanes)

@@ -7,12 +7,13 @@ what they share with the driver is left out there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.search import Searcher
 
-from scalespec.orchestrator.engine.lanes import HEAD, Wishes, is_local, stops, words_of
+from scalespec.orchestrator.engine.wishes import HEAD, Wishes, is_local, stops, words_of
 
 
 def resources(config: Mapping[str, Any]) -> PlacementGroupFactory:
@@ -31,7 +32,7 @@ class LaneSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         with self.wishes.changed:
             if self.wishes.wanted:
                 return self.wishes.wanted.popleft()
-            return None if self.wishes.alive else Searcher.FINISHED
+            return None if self.wishes.left() else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Nothing is learnt from a lane."""
@@ -64,18 +65,19 @@ class LaneCallback(Callback):  # type: ignore[misc]
         trial.max_failures = trial.num_failures if last else -1
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        try:
-            why = words_of(trial.get_error())
-        except Exception:  # the error's own class may not be importable here
-            why = "its process died"
-        self._ended(trial, why)
+        self._ended(trial, words_of(_noted(trial.error_file)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial, (trial.last_result or {}).get("error") or "")
+        self._ended(trial, "")
 
     def _ended(self, trial: Any, why: str) -> None:
         lane = trial.config["lane"]
         with self.wishes.changed:
-            self.wishes.alive.pop(lane, None)
             self.wishes.ended.append((lane, why))
             self.wishes.changed.notify_all()
+
+
+def _noted(path: str | None) -> str:
+    """What Tune has noted of the last failure of a trial, in a file on the driver's own disk."""
+    text = Path(path).read_text() if path and Path(path).is_file() else ""
+    return text.rpartition("Failure # ")[2].partition("\n")[2]

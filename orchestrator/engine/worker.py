@@ -22,7 +22,6 @@ from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.trainables.checkpoints import FencedError, RunFolder, read_json
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
-from scalespec.trainables.family import FamilySchedule
 from scalespec.trainables.group import Group
 from scalespec.trainables.history import LAST_WORDS, attempt_folder
 from scalespec.trainables.io import State
@@ -221,9 +220,10 @@ def _note(folder: RunFolder, words: str) -> None:
 def _last_words(folder: RunFolder, dead: Sequence[Mapping[str, Any]]) -> str | None:
     """Of the latest of these attempts that left any: why its worker ended."""
     for claim in reversed(dead):
-        found = read_json(folder.files, f"{folder.folder}/{attempt_folder(claim['attempt'])}/{LAST_WORDS}")
-        if isinstance(found, dict) and "error" in found:
-            return str(found["error"])
+        with contextlib.suppress(OSError):
+            found = read_json(folder.files, f"{folder.folder}/{attempt_folder(claim['attempt'])}/{LAST_WORDS}")
+            if isinstance(found, dict) and "error" in found:
+                return str(found["error"])
     return None
 
 
@@ -252,9 +252,3 @@ def watched(timeout_s: float, folder: RunFolder) -> Iterator[Any]:
     finally:
         done.set()
         thread.join()
-
-
-def jobs_of(family: Sequence[RunSpec], schedule: FamilySchedule, counts: Mapping[str, flops.Counts]) -> list[Job]:
-    """The jobs of a family, smallest data fraction first, so that each extends the trunk of the one before."""
-    ordered = sorted(family, key=lambda spec: spec.data_fraction)
-    return [Job(spec, counts[spec.run_key], schedule.trunk_kept, schedule.shares_trunk) for spec in ordered]

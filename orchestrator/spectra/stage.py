@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from threadpoolctl import threadpool_limits
 
 from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.spectra import weights
@@ -34,8 +34,11 @@ log = logging.getLogger("scalespec.spectra")
 BLOCKS_PER_CPU = 8
 """Enough blocks to balance, few enough that their overhead is small."""
 
-FOLLOW_S = 5.0
-"""Seconds between two looks for new checkpoints while training goes on."""
+HERE_S = 4.0
+"""Seconds of work, by its estimate, up to which it is done in the driver: processes of Ray take as long to load their libraries."""
+
+COMMIT_S = 10.0
+"""Seconds of rows that a crash may cost."""
 
 FILES_OPEN = 256
 """Headers that a task remembers."""
@@ -170,6 +173,7 @@ def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str,
                 kind=ref.kind,
                 profile=request.profile,
                 vectors=request.vectors,
+                device="cpu",
                 seed=int.from_bytes(hashlib.sha256(f"{ref.layer}:{ref.owners[0][1]}".encode()).digest()[:4], "big"),
                 init=init,
                 previous=previous,
@@ -221,12 +225,32 @@ def stored(store: StudyStore, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
-    """Computes `refs` with Ray Data on `cpus` CPUs and commits the rows as they come. Returns the number of rows.
+    """Computes `refs` and commits the rows as they come. Returns the number of rows.
 
+    Much work goes to Ray Data on `cpus` CPUs; little is done here, before a process elsewhere would have loaded its libraries.
     `lent`: the CPUs belong to lanes that wait, so the tasks ask Ray for none and only their number is bounded.
     """
-    if not refs:
-        return 0
+    here = sum(ref.cost for ref in refs) <= HERE_S
+    count, pending, written = 0, [], time.monotonic()
+    for table in _here(refs, request) if here else _on_ray(refs, request, cpus, lent):
+        pending.append(table)
+        count += table.num_rows
+        if time.monotonic() - written > COMMIT_S:
+            _commit(store, pending)
+            pending, written = [], time.monotonic()
+    _commit(store, pending)
+    return count
+
+
+def _here(refs: Sequence[Reference], request: Request) -> Iterator[pa.Table]:
+    """Block by block, on one thread, as in a task: threads of a linear algebra library would take the CPUs of what trains."""
+    for block in blocks(refs, cpus=1):
+        with threadpool_limits(1, "blas"):
+            rows = analyse_block(block, request)
+        yield tables.from_rows(rows, tables.SPECTRA)
+
+
+def _on_ray(refs: Sequence[Reference], request: Request, cpus: int, lent: bool) -> Iterator[pa.Table]:
     import ray.data
     from ray.data import ExecutionResources
 
@@ -248,15 +272,8 @@ def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cp
         memory=memory,
         zero_copy_batch=True,
     )
-    count, pending, written = 0, [], time.monotonic()
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        pending.append(tables.conform(batch, tables.SPECTRA))
-        count += batch.num_rows
-        if time.monotonic() - written > 10.0:
-            _commit(store, pending)
-            pending, written = [], time.monotonic()
-    _commit(store, pending)
-    return count
+        yield tables.conform(batch, tables.SPECTRA)
 
 
 def _analyse_batch(batch: Mapping[str, Any], request: Mapping[str, Any]) -> pa.Table:
@@ -298,29 +315,3 @@ def summary_table(spectra: pa.Table) -> pa.Table:
     columns = {**found, **named}
     schema = tables.SPECTRA_SUMMARY
     return pa.table([pa.array(columns.get(field.name, ()), field.type) for field in schema], schema=schema)
-
-
-@contextlib.contextmanager
-def following(
-    find: Callable[[], list[Reference]], compute: Callable[[list[Reference], int], int], free_cpus: Callable[[], int]
-) -> Iterator[None]:
-    """Runs the stage beside a `with`, on checkpoints as they are committed, on as many CPUs as `free_cpus` says at the time."""
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(FOLLOW_S):
-            try:
-                free = free_cpus()
-                refs = find() if free else []
-                if refs:
-                    compute(refs, free)
-            except Exception:  # nothing is lost: the pass after training finds what this one left
-                log.exception("spectra while training")
-
-    thread = threading.Thread(target=follow, name="spectra", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

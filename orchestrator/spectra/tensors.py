@@ -50,7 +50,10 @@ class TensorFile:
     def _vouched(self) -> Mapping[str, Any]:
         """The manifest's entry of this file; empty for a file that has no manifest."""
         folder, _, name = self.path.rpartition("/")
-        facts = read_manifest(self.files, folder)
+        try:
+            facts = read_manifest(self.files, folder)
+        except OSError as error:
+            raise WeightsError(f"{self.shown}: its manifest cannot be read ({error})") from error
         entry: Mapping[str, Any] | None = None if facts is None else facts["files"].get(name)
         if entry is None and self.committed:
             raise WeightsError(f"{self.shown}: its manifest is missing or damaged; restore both from a copy")

@@ -6,15 +6,18 @@ never again: its cost grows with new commits, not with what is there.
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.trainables.checkpoints import read_json
 from scalespec.trainables.files import Files
-from scalespec.trainables.history import CLAIM, RESULT, History, attempt_folder, attempt_of, history
+from scalespec.trainables.history import CLAIM, RESULT, History, attempt_folder, attempt_of, history, is_claim
+
+log = logging.getLogger("scalespec.watch")
 
 
 class Event(NamedTuple):
@@ -39,6 +42,8 @@ class Watcher:
     _files: Files = field(init=False)
     _told: dict[str, set[Event]] = field(default_factory=dict)
     _claims: dict[str, dict[int, Any]] = field(default_factory=dict)
+    _missed: set[str] = field(default_factory=set)
+    """Runs that the storage gave no answer about: the next look is at them too."""
     _swept: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -55,23 +60,30 @@ class Watcher:
         return out
 
     def look(self, keys: Iterable[str]) -> list[Event]:
-        """What is new in these runs since the last look at them."""
+        """What is new in these runs since the last look at them. Storage that does not answer is asked again at the next one."""
         out: list[Event] = []
+        keys, self._missed = dict.fromkeys([*sorted(self._missed), *keys]), set()
         for key in keys:
-            if key in self.results and self.results[key].get("status") != "failed":
+            if key in self.results and self.results[key]["status"] != "failed":
                 continue
-            found = self.history(key)
-            events = {Event(key, "claim", 0, f"runs/{key}/{attempt_folder(a)}/{CLAIM}") for a in found.attempts}
-            events |= {Event(key, "part", 0, path) for path in found.settled_parts}
-            events |= {Event(key, "checkpoint", step, path) for step, path in found.checkpoints.items()}
-            events |= {Event(key, "media", step, path) for step, path in found.media.items()}
-            new = sorted(events - self._told.setdefault(key, set()), key=lambda event: (event.step, event.path))
-            self._told[key] |= events
-            out += new
-            if found.result_path is not None:
-                result = _json(self._files, found.result_path)
-                if result is not None and self.results.get(key) != result:
-                    out.append(self._finish(key, found.result_path, result))
+            try:
+                out += self._look(key)
+            except OSError as error:
+                log.warning("run %s: %s", key, error)
+                self._missed.add(key)
+        return out
+
+    def _look(self, key: str) -> list[Event]:
+        found = self.history(key)
+        result = None if found.result_path is None else _result(self._files, found.result_path)
+        events = {Event(key, "claim", 0, f"runs/{key}/{attempt_folder(a)}/{CLAIM}") for a in found.attempts}
+        events |= {Event(key, "part", 0, path) for path in found.settled_parts}
+        events |= {Event(key, "checkpoint", step, path) for step, path in found.checkpoints.items()}
+        events |= {Event(key, "media", step, path) for step, path in found.media.items()}
+        out = sorted(events - self._told.setdefault(key, set()), key=lambda event: (event.step, event.path))
+        self._told[key] |= events
+        if found.result_path is not None and result is not None and self.results.get(key) != result:
+            out.append(self._finish(key, found.result_path, result))
         return out
 
     def history(self, key: str) -> History:
@@ -82,7 +94,7 @@ class Watcher:
             folder, _, name = path.partition("/")
             attempt = attempt_of(folder)
             if name == CLAIM and attempt is not None and attempt not in claims:
-                claims[attempt] = _json(self._files, f"runs/{key}/{path}")
+                claims[attempt] = read_json(self._files, f"runs/{key}/{path}")
         return history(paths, claims, f"runs/{key}/")
 
     def due(self, every_s: float) -> bool:
@@ -94,19 +106,22 @@ class Watcher:
 
     def _finish(self, key: str, path: str, result: Mapping[str, Any]) -> Event:
         self.results[key] = result
-        self._told.pop(key, None)
-        self._claims.pop(key, None)
+        if result["status"] != "failed":  # a failed run may be tried again
+            self._told.pop(key, None)
+            self._claims.pop(key, None)
         return Event(key, "result", 0, path)
 
 
 def finished(files: Files, key: str) -> tuple[str, Mapping[str, Any]] | None:
     """Path and content of a run's result, by one listing and one read; None where its newest attempt has none."""
-    attempts = [number for name in files.names(f"runs/{key}") if (number := attempt_of(name)) is not None]
-    if not attempts:
-        return None
-    path = f"runs/{key}/{attempt_folder(max(attempts))}/{RESULT}"
-    result = _json(files, path)
-    return None if result is None else (path, result)
+    attempts = (number for name in files.names(f"runs/{key}") if (number := attempt_of(name)) is not None)
+    for number in sorted(attempts, reverse=True):
+        folder = f"runs/{key}/{attempt_folder(number)}"
+        if (result := _result(files, f"{folder}/{RESULT}")) is not None:
+            return f"{folder}/{RESULT}", result
+        if is_claim(read_json(files, f"{folder}/{CLAIM}")):
+            return None  # an attempt that ended before its claim is none
+    return None
 
 
 def results(store: StudyStore, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
@@ -117,10 +132,7 @@ def results(store: StudyStore, keys: Iterable[str]) -> dict[str, Mapping[str, An
     return {key: result[1] for key, result in found if result is not None}
 
 
-def _json(files: Files, path: str) -> Any:
-    """The object in a file; None where it is absent or no JSON object."""
-    try:
-        found = json.loads(files.read(path))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+def _result(files: Files, path: str) -> Mapping[str, Any] | None:
+    """A run's result; None where it is absent or damaged."""
+    found = read_json(files, path)
+    return found if isinstance(found, dict) and isinstance(found.get("status"), str) else None

@@ -10,7 +10,7 @@ from typing import Any
 from scalespec.analysis import spectral
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import Study
-from scalespec.orchestrator.study.grid import Grid, data_key
+from scalespec.orchestrator.study.grid import Grid, data_key, warning_of
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.units import Unit
 from scalespec.trainables.family import FamilySchedule, RunSchedule, family_schedule
@@ -88,14 +88,14 @@ class Plan:
         return _makespan([unit.seconds for unit in self.units], self.lanes)
 
     def followed_by(self, later: Plan) -> Plan:
-        """This plan and that of a later ask, as one."""
+        """This plan and that of a later ask, as one: the later one finds Ray, the data and its lanes there."""
         costs = (self.cost_usd, later.cost_usd)
         return replace(
             self,
             runs=self.runs + later.runs,
             units=self.units + later.units,
             lanes=max(self.lanes, later.lanes),
-            seconds=self.seconds + later.seconds,
+            seconds=self.seconds + later.training_seconds + later.spectra_seconds,
             spectra_seconds=self.spectra_seconds + later.spectra_seconds,
             disk_bytes=self.disk_bytes + later.disk_bytes,
             cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
@@ -231,9 +231,7 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
     if study.train.workers != AUTO:
         return grid
     families = {
-        key: members
-        for key, members in grid.families().items()
-        if all(speed_key(spec) in speeds for spec in members)
+        key: members for key, members in grid.families().items() if all(speed_key(spec) in speeds for spec in members)
     }
     found = schedules(grid)
     seconds = {
@@ -323,6 +321,8 @@ def _planned(
         warnings.append(f"only {steps} steps")
     if spec.schedule.warmup > 0.5 * examples * prepared.data.samples_per_example:
         warnings.append("warmup is more than half the run")
+    if workers := warning_of(spec):
+        warnings.append(workers)
     return PlannedRun(
         run_key=spec.run_key,
         family_key=spec.family_key,

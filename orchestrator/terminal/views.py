@@ -75,7 +75,11 @@ def plan(planned: Plan, finished: int, free: int | None) -> None:
         say(
             f"warning: in {notes['warmup is more than half the run']} runs the warmup is more than half the run; lower schedule.warmup"
         )
+    for note in sorted({note for run in planned.runs for note in run.warnings if "part of the key" in note}):
+        say(f"note: {note}")
     done = f", {finished} finished before" if finished else ""
+    if planned.further_runs:
+        done += f", at most {planned.further_runs} more once their results are read"
     say(
         f"{len(planned.runs)} runs{done}; {len(planned.units)} units on {planned.lanes} lanes; C = {count(planned.flops_train)} FLOP"
     )

@@ -7,10 +7,11 @@ import json
 import shutil
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from finished import finished
 
-from scalespec.analysis import load
+from scalespec.analysis import load, tables
 from scalespec.analysis.laws import optimum, predict
 from scalespec.analysis.plots.style import to_svg
 
@@ -39,6 +40,27 @@ def test_a_uri_is_as_good_as_a_path(study):
     by_uri, by_path = load(f"file://{folder}"), load(folder)
     assert by_uri.law("chinchilla").best(1e23) == by_path.law("chinchilla").best(1e23)
     assert by_uri.runs.equals(by_path.runs)
+    assert by_uri.asks.equals(by_path.asks)
+
+
+def test_which_stage_asked_for_a_run_is_there(study):
+    results = load(study[0])
+    assert list(results.asks["run_key"]) == list(results.runs["run_key"])
+    assert set(results.asks["role"]) == {"result"}
+
+
+def test_the_points_of_a_law_are_results_not_probes(study, tmp_path):
+    """A law read from disk shows the runs it was fitted to, whatever else the study tried."""
+    shutil.copytree(study[0], tmp_path / "staged")
+    file = tmp_path / "staged/tables/runs.parquet"
+    runs = tables.to_pandas(tables.read_parquet(file))
+    probes = runs.head(5).assign(run_key=lambda r: r["run_key"] + "-probe", schedule="ramp", role="probe", val_loss=9.0)
+    both = pd.concat([probes, runs.assign(role="result")])
+    pq.write_table(
+        tables.from_rows(both.astype(object).where(both.notna(), None).to_dict("records"), tables.RUNS), file
+    )
+    law, before = load(tmp_path / "staged").law("chinchilla"), load(study[0]).law("chinchilla")
+    pd.testing.assert_frame_equal(law.points, before.points)
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "frontier", "n_opt", "loss_of_n", "loss_of_d"])

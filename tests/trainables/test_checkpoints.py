@@ -156,7 +156,12 @@ def test_foreign_names_in_a_run_are_passed_over(folder, tmp_path, name):
     assert RunFolder(folder.files, folder.folder).load_latest().step == 2
 
 
-@pytest.mark.parametrize("claim", [*SHAPES, b'{"after": 3}', b'{"session": "s", "time": 1.0, "after": {"step": "x"}}'])
+SHAPED = b'{"session": "s", "time": 1.0, "after": null, "before": %b}'
+
+
+@pytest.mark.parametrize(
+    "claim", [*SHAPES, *(SHAPED % inner for inner in (b"3", b'{"x": 1}', b'{"1": "2"}', b'{"1": 1.5}'))]
+)
 def test_an_attempt_whose_claim_is_damaged_is_passed_over(folder, tmp_path, claim):
     folder.save_state(state(1))
     newer = RunFolder(folder.files, folder.folder)

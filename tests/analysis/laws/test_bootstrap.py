@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scalespec.analysis.laws.bootstrap import Clusters, interval
+from scalespec.analysis.laws.bootstrap import Clusters, ends, interval
 
 RNG = np.random.default_rng(0)
 
@@ -68,3 +68,14 @@ def test_no_interval_from_few_draws():
     assert interval(1.0, np.ones(10), 0.95).lo is None
     assert interval(1.0, None, 0.95).hi is None
     assert interval(1.0, np.append(np.full(60, np.nan), np.arange(60.0)), 0.5).lo == pytest.approx(14.75)
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_without_a_finite_value_are_left_out_in_silence():
+    draws = np.column_stack([np.arange(1.0, 61.0), np.full(60, np.inf), np.arange(1.0, 61.0)])
+    draws[:20, 2] = 0.0  # has no logarithm
+    lo, hi = ends(np.array([30.0, 1.0, 40.0]), draws, 0.9, 1.0, log=True)
+    assert np.isnan(lo).tolist() == np.isnan(hi).tolist() == [False, True, False]
+    assert lo[2] == pytest.approx(np.exp(np.quantile(np.log(np.arange(21.0, 61.0)), 0.05)))
+    lo, hi = ends(np.array([30.0, 1.0, 40.0]), draws, 0.9, 1.0, log=False)
+    assert (lo[2], hi[0]) == (0.0, np.quantile(draws[:, 0], 0.95))

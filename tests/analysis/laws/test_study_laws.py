@@ -6,7 +6,7 @@ import pytest
 from surfaces import EPOCH, grid_runs
 
 from scalespec.analysis.laws import FitStatus, Law, study_laws
-from scalespec.analysis.laws.study import as_runs
+from scalespec.analysis.laws.study import as_runs, extra_axes
 
 NAMES = ["chinchilla", "frontier", "n_opt", "loss_of_n", "loss_of_d"]
 
@@ -126,3 +126,49 @@ def test_a_study_of_learning_rates_gives_their_law(runs):
     assert laws["lr_opt"]["n"] == pytest.approx(-0.7, abs=1e-6)
     assert laws["lr_opt"]["d"] == pytest.approx(0.3, abs=1e-6)
     assert laws["batch_opt"].status == {FitStatus.TOO_FEW_POINTS}
+
+
+def staged(seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The result rows of a study in stages, a rate tuned for each width, and the whole table: beside them a ramp of the rate and
+    the probes of the tuning, some of which diverged."""
+    grid = grid_runs(noise=0.005, seed=seed)
+    tuned = 1e-2 / np.sqrt(grid["width"])
+    results = grid.assign(role="result", lr_base=tuned, lr=tuned, schedule="wsd", optimizer="adam", precision="fp32")
+    one = results[(results["seed"] == 0) & (results["data_fraction"] == 1)]
+    ramp = one.head(1).assign(run_key="ramp", family_key="ramp", schedule="ramp", lr_base=1.0, lr=1.0, val_loss=9.0)
+    tries = []
+    for factor in (0.25, 0.5, 2.0, 4.0):
+        rates = one["lr_base"] * factor
+        keys = {name: one[name] + f"-x{factor}" for name in ("run_key", "family_key")}
+        status = "diverged" if factor == 4.0 else "done"
+        loss = np.nan if factor == 4.0 else one["val_loss"] * (1 + 0.1 * np.log(factor) ** 2)
+        tries.append(one.assign(**keys, lr_base=rates, lr=rates, status=status, val_loss=loss))
+    probes = pd.concat([ramp, *tries]).assign(role="probe")
+    mixed = pd.concat([probes.head(7), results, probes.tail(-7)], ignore_index=True)
+    return results, mixed
+
+
+def test_probes_change_no_law():
+    results, mixed = staged()
+    alone, beside = study_laws(results, resamples=60), study_laws(mixed, resamples=60)
+    assert [law.id for law in beside] == [law.id for law in alone] == NAMES
+    for law, other in zip(alone, beside, strict=True):
+        assert other.diagnostics["probes_left_out"] == len(mixed) - len(results)
+        assert {**other.to_json(), "diagnostics": law.to_json()["diagnostics"]} == law.to_json()
+        assert other.diagnostics == {**law.diagnostics, "probes_left_out": len(mixed) - len(results)}
+        if law.evidence is not None:
+            assert other.evidence.keys == law.evidence.keys
+            for name, draws in law.evidence.draws.items():
+                np.testing.assert_array_equal(other.evidence.draws[name], draws)
+
+
+def test_a_rate_tuned_for_each_width_is_no_axis():
+    results, _ = staged()
+    assert results["lr_base"].nunique() == results["width"].nunique()
+    assert extra_axes(results) == []
+    # two rates at one width are two recipes
+    twice = pd.concat([results, results.assign(lr_base=2 * results["lr_base"], lr=2 * results["lr"])])
+    assert extra_axes(twice) == ["lr_base"]
+    # and a rate tuned for each combination of another axis leaves that axis
+    both = pd.concat([results, results.assign(schedule="cosine", lr_base=3 * results["lr_base"])])
+    assert extra_axes(both) == ["schedule"]

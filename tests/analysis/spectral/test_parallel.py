@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
+from side_by_side import dies_once, refuses, square
 
 from scalespec.analysis.spectral import analyze, each, shapes_first
 from scalespec.analysis.spectral.parallel import WORTH_S
-
-
-def square(number: int) -> tuple[int, int]:
-    return number * number, os.getpid()
-
-
-def dies_once(number: int, mark: Path, parent: int) -> int:
-    if number == 3 and os.getpid() != parent:
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def refuses(number: int) -> int:
-    raise ValueError(f"not {number}")
 
 
 def test_little_work_stays_in_this_process():

@@ -77,6 +77,15 @@ def test_a_lane_that_never_reaches_a_run_stops():
     assert board.idle
 
 
+def test_a_lane_that_must_not_train_gets_nothing_and_says_why():
+    board = Board()
+    board.add([unit(0)])
+    board.refuse("a", 1, "other code")
+    assert board.take("a", 1, "x", 0) == "stop"
+    assert board.gone("a", "") == "other code"
+    assert board.pending == [0]
+
+
 def test_a_family_is_in_one_lane_at_a_time():
     board = Board()
     board.add([unit(0, 2.0, family="f"), unit(1, 1.0, family="f")])

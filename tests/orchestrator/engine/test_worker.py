@@ -1,4 +1,4 @@
-"""A pack in this process, by the code that Ray Train's workers run: what is done, what is redone, what is said of a fault."""
+"""Units in this process, by the code that the workers of a lane run: what is done, what is redone, what is said of a fault."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from typing import Any
 import pytest
 import torch
 import toy_task
-from trained import Trained, pack, prepared, train
+from trained import Trained, jobs, prepared, train
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.engine import worker
-from scalespec.orchestrator.engine.worker import STALLED_EXIT, Job, is_finished, jobs_of, reason_of, run_pack, watched
-from scalespec.trainables import loop
-from scalespec.trainables.checkpoints import FencedError, local_run
+from scalespec.orchestrator.engine.worker import STALLED_EXIT, Worker, is_finished, reason_of, watched
+from scalespec.trainables.checkpoints import FencedError, RunFolder, local_run
 from scalespec.trainables.errors import DataChangedError
-from scalespec.trainables.family import family_schedule
-from scalespec.trainables.rules.flops import Counts
+from scalespec.trainables.history import LAST_WORDS
 
 SMALL: dict[str, Any] = {
     "grid": {"width": [8], "data_fraction": ["1", "1/2"]},
@@ -40,7 +38,7 @@ def results(study: Trained) -> list[dict[str, Any] | None]:
     return [study.store.run(spec.run_key).result() for spec in study.specs]
 
 
-def test_a_pack_leaves_a_committed_result_of_every_run(tmp_path):
+def test_a_unit_leaves_a_committed_result_of_every_run(tmp_path):
     study = train(toy_with(tmp_path))
     for spec, result in zip(study.specs, results(study), strict=True):
         assert result["status"] == "done"
@@ -129,7 +127,7 @@ def test_the_last_words_of_an_earlier_session_are_not_those_of_a_later_one(lonel
     study = lonely(2)
     folder = study.store.run(study.specs[0].run_key)
     folder.claim("session-0")
-    study.store.files.write(f"{folder.path}/last_words.json", b'{"error": "stalled: long ago"}')
+    study.store.files.write(f"{folder.path}/{LAST_WORDS}", b'{"error": "stalled: long ago"}')
     for _ in range(2):
         assert in_a_process(study) == -9
     assert in_a_process(study) == 0
@@ -156,7 +154,7 @@ def test_an_attempt_that_was_replaced_commits_nothing(tmp_path, monkeypatch):
     def claimed_by_another_at_once(self, session):
         attempt = claim(self, session)
         if self.folder.startswith("runs/") and session != "other":
-            type(self)(self.files, self.folder).claim("other")
+            RunFolder(self.files, self.folder).claim("other")
         return attempt
 
     monkeypatch.setattr(type(folder), "claim", claimed_by_another_at_once)
@@ -174,13 +172,41 @@ def test_data_that_changed_since_the_plan_is_named(tmp_path, monkeypatch):
         assert re.match(r"data_changed: teacher gives sha256 \w{12}… here, planned with \w{12}…$", result["error"])
 
 
-def test_the_data_is_read_once_for_a_whole_pack(tmp_path, monkeypatch):
-    study = toy_with(tmp_path)
-    config, loads = pack(study), []
-    load = loop.Prepared.load
+def test_the_data_is_read_once_however_many_units_a_lane_takes(tmp_path, monkeypatch):
+    study, loads = toy_with(tmp_path), []
+    load = worker.Prepared.load
     monkeypatch.setattr(worker.Prepared, "load", lambda *args: loads.append(args) or load(*args))
-    run_pack(config)
+    lane = Worker(study.store, "session-1", None)
+    for job in jobs(study):
+        lane.run([job])
     assert len(loads) == 1
+    assert {result["status"] for result in results(study)} == {"done"}
+
+
+def test_every_commit_is_told_after_it_is_there(tmp_path):
+    """A word is a hint where to look, so what it speaks of must be on disk when it is heard."""
+    study = toy_with(tmp_path)
+    told: list[tuple[str, str]] = []
+    commits: dict[str, int] = {}
+
+    def tell(folder: str, what: str) -> None:
+        run = study.store.run(folder.removeprefix("runs/"))
+        assert what != "claim" or len(run.claims()) == 1
+        assert (what == "result") == (run.result() is not None)
+        if what == "commit":
+            seen = run.history()
+            now = len(seen.checkpoints) + len(seen.states)
+            assert now > 0
+            commits[folder] = max(now, commits.get(folder, 0))
+        told.append((folder, what))
+
+    Worker(study.store, "session-1", None, tell=tell).run(jobs(study))
+    for spec in study.specs:
+        said = [what for folder, what in told if folder == f"runs/{spec.run_key}"]
+        assert (said[0], said[-1]) == ("claim", "result")
+        assert said.count("claim") == said.count("result") == 1
+        assert set(said[1:-1]) == {"commit"}
+    assert set(commits) == {f"runs/{spec.run_key}" for spec in study.specs}
 
 
 @pytest.mark.parametrize(
@@ -218,18 +244,6 @@ def test_a_heart_that_beats_is_left_alone(tmp_path):
             time.sleep(0.1)
             beat()
     assert os.listdir(tmp_path) == []
-
-
-def test_jobs_go_from_the_smallest_fraction_up_and_survive_json(tmp_path):
-    study = toy_with(tmp_path)
-    counts = {spec.run_key: study.grid.of(spec).counts(spec.width) for spec in study.specs}
-    schedule = family_schedule(study.specs, 512)
-    jobs = jobs_of(study.specs, schedule, counts)
-    assert {(job.trunk_kept, job.shares_trunk) for job in jobs} == {(schedule.trunk_kept, True)}
-    assert [job.spec.data_fraction for job in jobs] == sorted(spec.data_fraction for spec in study.specs)
-    for job in jobs:
-        assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
-        assert isinstance(job.counts, Counts)
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,15 @@ def spectra_of(runs: pa.Table, *, trusted: bool = True) -> tuple[pa.Table, pa.Ta
     return tables.from_rows(rows, tables.SPECTRA), tables.from_rows(summary, tables.SPECTRA_SUMMARY)
 
 
-def made_of(runs: pa.Table, *, spectra: bool = True, trusted: bool = True) -> dict[str, pa.Table]:
+def made_of(
+    runs: pa.Table, *, spectra: bool = True, trusted: bool = True, asked: pa.Table | None = None
+) -> dict[str, pa.Table]:
+    """`asked`: the runs that were asked for, where they are not those that have a result."""
     rows, summary = spectra_of(runs if spectra else runs.slice(0, 0), trusted=trusted)
-    return {"runs": runs, "curves": curves_of(runs), "spectra": rows, "spectra_summary": summary}
+    keys = (runs if asked is None else asked)["run_key"].to_pylist()
+    ask = {"stage": "grid", "ask": 1, "round": 1, "role": "result", "why": "the grid"}
+    asks = tables.from_rows([{**ask, "run_key": key} for key in keys], tables.ASKS)
+    return {"runs": runs, "curves": curves_of(runs), "spectra": rows, "spectra_summary": summary, "asks": asks}
 
 
 def laws_of(runs: pa.Table) -> list[Law]:
@@ -443,7 +449,7 @@ def troubled(tmp_path_factory):
     whole = runs_of(widths=(8, 16), fractions=(1.0, 0.5, 0.25), seeds=(0,), run3=("failed", f"bug: {EVIL}"))
     StudyStore(str(folder)).write_json("plan.json", {"runs": planned(whole)})
     study = parse_study(toy_yaml(task={"name": "gone.away:Task"}), "study.yaml")
-    return write(folder, made_of(whole.slice(0, 5), trusted=False), [], study)
+    return write(folder, made_of(whole.slice(0, 5), trusted=False, asked=whole), [], study)
 
 
 def test_a_troubled_study_gets_a_report_without_laws(troubled):
@@ -475,16 +481,16 @@ def planned(runs: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def test_runs_are_missing_only_while_the_grid_has_more():
+def test_missing_are_the_runs_asked_for_without_a_result():
     whole = runs_of(widths=(8, 16), fractions=(1.0, 0.5, 0.25), seeds=(0,))
-    plan, study = planned(whole), toy()
-    assert report_tables.expected_runs(study) == whole.num_rows == 6
-    missing = report_tables.missing_runs(study, tables.to_pandas(whole.slice(0, 4)), {"runs": plan})
+    plan, asked = planned(whole), set(whole["run_key"].to_pylist())
+    some = tables.to_pandas(whole.slice(0, 4))
+    missing = report_tables.missing_runs(some, {"runs": plan}, asked)
     assert list(missing["run_key"]) == [run["run_key"] for run in plan[4:]]
     assert missing["status"].eq("missing").all()
-    stale = {"runs": [{**run, "run_key": f"old-{i}"} for i, run in enumerate(plan)]}
-    assert report_tables.missing_runs(study, tables.to_pandas(whole), stale).empty
-    assert report_tables.missing_runs(study, tables.to_pandas(whole.slice(0, 4)), None).empty
+    stale = {"runs": [*plan, *({**run, "run_key": f"old-{i}"} for i, run in enumerate(plan))]}
+    assert report_tables.missing_runs(tables.to_pandas(whole), stale, asked).empty
+    assert report_tables.missing_runs(some, None, asked).empty
 
 
 def test_the_grid_shows_fractions_and_mean_losses():

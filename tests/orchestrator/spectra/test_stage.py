@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -315,7 +313,10 @@ def computed(done, ray_cluster, tmp_path_factory) -> tuple[Trained, int]:
     root = tmp_path_factory.mktemp("computed") / "toy"
     shutil.copytree(done.store.root, root)
     study = Trained(done.study, done.grid, StudyStore(str(root)))
-    return study, run_stage(study.store, find(study), request_of(study), ray_cluster.cpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "HERE_S", 0.0)
+        patch.setattr(stage, "_here", None)
+        return study, run_stage(study.store, find(study), request_of(study), ray_cluster.cpus)
 
 
 @pytest.mark.ray
@@ -368,8 +369,21 @@ def test_a_later_pass_computes_what_is_missing_and_replaces_what_was_unreadable(
     assert tables.sorted_by_key(again, "spectra").equals(whole)
 
 
+def test_little_work_is_done_here_with_the_same_rows(study, done, monkeypatch):
+    monkeypatch.setattr(stage, "_on_ray", None)
+    refs = find(study)
+    assert run_stage(study.store, refs, request_of(study), 2) == len(owned(refs))
+    rows = tables.sorted_by_key(stage.stored(study.store), "spectra")
+    expected = tables.from_rows(analyse_block(find(done), request_of(done)), tables.SPECTRA)
+    assert rows.equals(tables.sorted_by_key(expected, "spectra"))
+    assert (
+        sum(ref.cost for ref in refs) <= stage.HERE_S < Reference("p", "l", (4096, 4096), "dense", None, None, ()).cost
+    )
+
+
 @pytest.mark.ray
-def test_the_stage_survives_what_lies_in_the_folder(study, ray_cluster):
+def test_the_stage_survives_what_lies_in_the_folder(study, ray_cluster, monkeypatch):
+    monkeypatch.setattr(stage, "HERE_S", 0.0)
     key = study.specs[0].run_key
     refs = [r for r in find(study) if key in {owner[0] for owner in r.owners}]
     last = study.store.run(key).checkpoint_steps()[-1]
@@ -418,36 +432,3 @@ def test_rows_of_an_older_minor_version_are_still_read(study):
     study.store.files.write("spectra/notes.txt", b"not a part")
     assert stage.stored(study.store).schema == tables.SPECTRA
     assert len(done_keys(study.store, WW)) == len(rows)
-
-
-# -- while training goes on ----------------------------------------------------------------------------------------------
-
-
-def test_the_stage_beside_training_outlives_what_goes_wrong(monkeypatch, caplog):
-    monkeypatch.setattr(stage, "FOLLOW_S", 0.01)
-    some, done, free = [ref(16, 0)], [], iter([0, 2, 2, 2])
-    answers = iter([OSError("the storage is away"), some, []])
-
-    def find() -> list[Reference]:
-        answer = next(answers, [])
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
-
-    before = threading.active_count()
-    with stage.following(find, lambda refs, cpus: done.append((refs, cpus)) or 0, lambda: next(free, 0)):
-        deadline = time.monotonic() + 20
-        while not done:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    assert done == [(some, 2)]
-    assert "the storage is away" in caplog.text
-    assert threading.active_count() == before
-
-
-def test_without_a_free_cpu_nothing_is_looked_for(monkeypatch):
-    monkeypatch.setattr(stage, "FOLLOW_S", 0.01)
-    asked: list[int] = []
-    with stage.following(lambda: pytest.fail("looked"), lambda refs, cpus: 0, lambda: asked.append(1) or 0):
-        time.sleep(0.2)
-    assert len(asked) > 1

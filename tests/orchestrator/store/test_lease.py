@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import multiprocessing as mp
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import psutil
 import pytest
+from faulty import DeadError, Faults, FaultyFiles, MemoryFiles
 
 from scalespec.orchestrator.store import lease as module
 from scalespec.orchestrator.store.folder import StudyStore
@@ -41,15 +44,23 @@ def test_a_second_driver_is_refused_with_the_holder_named(store):
         assert abs(record["heartbeat"] - time.time()) < 60
 
 
-def _die_holding(root: str) -> None:
-    Lease(StudyStore(root)).acquire()
-    os._exit(9)
+HEAD = """
+import os, sys, time
+from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.orchestrator.store.lease import Lease, LeaseError
+store = StudyStore(sys.argv[1])
+"""
+
+
+def driver(root: str, code: str) -> subprocess.Popen[str]:
+    """A driver in a process of its own."""
+    command = [sys.executable, "-c", HEAD + code, root]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_the_lease_of_a_dead_process_is_taken_over_at_once(store):
-    process = mp.get_context("spawn").Process(target=_die_holding, args=(store.root,))
-    process.start()
-    process.join(60)
+    with driver(store.root, "Lease(store).acquire(); os._exit(9)") as process:
+        assert process.wait(60) == 9
     assert store.read_json("lease.json")["pid"] == process.pid
     with lease(store, lambda words: pytest.fail(words)) as held:
         assert store.read_json("lease.json")["session"] == held.session
@@ -145,28 +156,30 @@ def test_foreign_names_among_the_leases_are_passed_over(store):
         assert held.number == 1
 
 
-def _hold(root: str, start, out) -> None:
-    start.wait()
-    try:
-        held = Lease(StudyStore(root)).acquire()
-    except LeaseError:
-        out.put(0)
-    else:
-        out.put(held.number)
-        time.sleep(1)
-        held.release()
+HOLD = """
+print("ready", flush=True)
+input()
+try:
+    held = Lease(store).acquire()
+except LeaseError:
+    print(0, flush=True)
+else:
+    print(held.number, flush=True)
+    input()
+    held.release()
+"""
 
 
 def test_of_several_drivers_at_once_one_holds_the_study(store):
-    context = mp.get_context("spawn")
-    start, out = context.Barrier(3), context.Queue()
-    drivers = [context.Process(target=_hold, args=(store.root, start, out)) for _ in range(3)]
-    for driver in drivers:
-        driver.start()
-    got = sorted(out.get(timeout=120) for _ in drivers)
-    for driver in drivers:
-        driver.join()
-    assert got == [0, 0, 1]
+    drivers = [driver(store.root, HOLD) for _ in range(3)]
+    for process in drivers:
+        assert process.stdout.readline() == "ready\n"
+    for process in drivers:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert sorted(process.stdout.readline() for process in drivers) == ["0\n", "0\n", "1\n"]
+    for process in drivers:
+        process.communicate("\n", timeout=60)
 
 
 def test_a_driver_that_was_taken_for_dead_learns_that_it_has_lost(store, hurried):
@@ -194,6 +207,36 @@ def test_storage_that_is_away_for_a_while_loses_no_lease(store, hurried, monkeyp
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert not held.lost.is_set()
+
+
+@pytest.mark.parametrize("kind", Faults.KINDS)
+def test_a_driver_that_dies_or_fails_at_any_call_locks_nobody_out(store, hurried, monkeypatch, kind):
+    """And while it holds the study nobody else does."""
+    files, here, at = MemoryFiles(), machine(), 0
+    while True:
+        at += 1
+        faults = Faults(at, kind)
+        first, second = Lease(store), Lease(store)
+        first.files, second.files = FaultyFiles(files, faults), files
+        with contextlib.suppress(DeadError, OSError):
+            first.acquire()
+            with pytest.raises(LeaseError):
+                second.acquire()
+            first.release()
+        first._stop.set()
+        if first._thread.ident is not None:
+            first._thread.join()
+        monkeypatch.setattr(module, "machine", lambda: "elsewhere")  # from here its process cannot be looked up
+        second.acquire().release()
+        # the number is the first one's own only where it did not get it
+        assert json.loads(files.read(f"leases/{second.number:06d}.json"))["session"] == second.session
+        assert second.number >= first.number
+        assert files.names("leases")[-1] == f"{second.number:06d}.json"
+        assert "lease.json" not in files.names("")
+        monkeypatch.setattr(module, "machine", lambda: here)
+        if faults.count < at:
+            break
+    assert at >= 8
 
 
 def test_no_process_no_start():

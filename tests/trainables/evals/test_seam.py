@@ -47,11 +47,10 @@ def points(run: RunFolder, metric: str) -> list[int]:
 def pictures(run: RunFolder) -> dict[str, bytes]:
     """Committed media by path; every folder has the manifest of all its files."""
     out = {}
-    for step in run.files.names(f"{run.folder}/media"):
-        folder = f"{run.folder}/media/{step}"
+    for step, folder in run.history().media.items():
         kinds = json.loads(run.files.read(f"{folder}/manifest.json"))["kinds"]
         assert sorted([*kinds, "manifest.json"]) == run.files.names(folder)
-        out |= {f"{step}/{name}": run.files.read(f"{folder}/{name}") for name in kinds}
+        out |= {f"{step_folder(step)}/{name}": run.files.read(f"{folder}/{name}") for name in kinds}
     return out
 
 
