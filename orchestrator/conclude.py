@@ -64,11 +64,12 @@ def write_tables(
     keys = pa.array([spec.run_key for spec in specs], pa.string())
     rows = stage.stored(store)
     rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
+    found = watch.committed(store, specs)
     price, roles = study.resources.price_per_hour, ask_log.roles(asks)
     made = {
-        "runs": run_tables.runs_table(store, specs, ids, price, roles),
-        "curves": run_tables.curves_table(store, specs),
-        "checkpoints": run_tables.checkpoints_table(store, specs),
+        "runs": run_tables.runs_table(store, specs, ids, price, roles, found),
+        "curves": run_tables.curves_table(store, specs, found),
+        "checkpoints": run_tables.checkpoints_table(store, specs, found),
         "spectra": rows,
         "spectra_summary": stage.summary_table(rows),
         "asks": ask_log.table(asks),

@@ -38,6 +38,8 @@ class Follower:
         self._complete: set[str] = set()
         """Finished runs whose every checkpoint has been looked at."""
         self._done: set[stage.Key] | None = None
+        self._before: dict[str, set[int]] = {}
+        """run_key → steps that had spectra when this driver first looked."""
         self._lent, self._computing, self._stop = 0, False, False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._follow, name="spectra", daemon=True)
@@ -110,12 +112,14 @@ class Follower:
         """Computes what the runs with news have that is not computed yet."""
         if self._done is None:
             self._done = stage.done_keys(self.store, self.request.profile)
+            for key, step, _ in self._done:
+                self._before.setdefault(key, set()).add(step)
         with self._changed:
             keys, self._dirty = self._dirty, set()
             finished = {key for key in keys if key in self._steps}
         for key in finished - set(self._rows):
             # finished before this driver began: looked at only where something is missing
-            if not self._expected(key) <= {step for run, step, _ in self._done if run == key}:
+            if not self._expected(key) <= self._before.get(key, set()):
                 self._rows[key] = {row["step"]: row for row in run_tables.checkpoint_rows(self.store, key)}
         last = self.every == "last"
         rows = [row for key in keys if not last or key in finished for row in self._rows.get(key, {}).values()]

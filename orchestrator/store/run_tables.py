@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.orchestrator.store.watch import Committed, committed
 from scalespec.trainables.checkpoints import read_manifest
-from scalespec.trainables.history import WEIGHTS
+from scalespec.trainables.files import Files
+from scalespec.trainables.history import WEIGHTS, History
 from scalespec.trainables.spec import RunSpec
+
+log = logging.getLogger("scalespec.tables")
 
 RESULT_COLUMNS = [
     name
@@ -34,6 +41,9 @@ RESULT_COLUMNS = [
         "cost_usd",
     )
 ]
+
+POINTS = pa.schema([field for field in tables.CURVES if field.name != "run_key"])
+"""The columns of a metric part that enter the table of curves."""
 
 
 def axis_columns(specs: Iterable[RunSpec]) -> dict[str, pa.DataType]:
@@ -67,12 +77,14 @@ def runs_table(
     mlflow_ids: Mapping[str, str] = MappingProxyType({}),
     price_per_hour: float | None = None,
     roles: Mapping[str, str] = MappingProxyType({}),
+    found: Mapping[str, Committed] | None = None,
 ) -> pa.Table:
-    """One row for every run of the present study that has a result."""
+    """One row for every run of the present study that has a result. `found`: what was read before."""
+    found = committed(store, specs) if found is None else found
     axes = axis_columns(specs)
     rows = []
     for spec in specs:
-        result = store.run(spec.run_key).result()
+        result = found[spec.run_key].result
         if result is None:
             continue
         row = {name: result.get(name) for name in RESULT_COLUMNS}
@@ -102,27 +114,57 @@ def runs_table(
     return tables.from_rows(rows, tables.with_axes(tables.RUNS, axes))
 
 
-def curves_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
-    """Every logged point of every run that has a result."""
-    parts = []
-    for spec in specs:
-        folder = store.run(spec.run_key)
-        if folder.result() is None:
-            continue
-        rows = [{key: value for key, value in row.items() if key != "time_ms"} for row in folder.metrics()]
-        parts.append(tables.from_rows(({"run_key": spec.run_key, **row} for row in rows), tables.CURVES))
-    return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
+def curves_table(store: StudyStore, specs: Sequence[RunSpec], found: Mapping[str, Committed] | None = None) -> pa.Table:
+    """Every logged point of every run that has a result, one a (step, metric): where two parts hold it, the later one counts."""
+    found = committed(store, specs) if found is None else found
+    keys = [spec.run_key for spec in specs if found[spec.run_key].result is not None]
+    parts, owners = [], []
+    for at, key in enumerate(keys):
+        for path in found[key].history.metric_parts:
+            part = _part(store.files, path)
+            if part is not None:
+                parts.append(part)
+                owners.append(np.full(part.num_rows, at))
+    if not parts:
+        return tables.from_rows([], tables.CURVES)
+    rows, run = pa.concat_tables(parts), np.concatenate(owners)
+    step, metric = rows["step"].to_numpy(), pc.rank(rows["metric"], tiebreaker="dense").to_numpy()
+    order = np.lexsort((metric, step, run))
+    same = (run, step, metric)
+    last = np.append(np.any([np.diff(values[order]) != 0 for values in same], axis=0), True)
+    kept = order[last]
+    return (
+        rows.take(kept)
+        .add_column(0, tables.CURVES.field("run_key"), pa.array(keys).take(run[kept]))
+        .cast(tables.CURVES)
+    )
 
 
-def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
+def _part(files: Files, path: str) -> pa.Table | None:
+    """The points of a metric part; a damaged one is named in the log and passed over."""
+    try:
+        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path))), POINTS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read and is left out (%s)", path, error)
+        return None
+
+
+def checkpoints_table(
+    store: StudyStore, specs: Sequence[RunSpec], found: Mapping[str, Committed] | None = None
+) -> pa.Table:
     """The committed analysis weights of every run, finished or not."""
-    return tables.from_rows((row for s in specs for row in checkpoint_rows(store, s.run_key)), tables.CHECKPOINTS)
+    found = committed(store, specs) if found is None else found
+    rows = (row for spec in specs for row in _checkpoint_rows(store, spec.run_key, found[spec.run_key].history))
+    return tables.from_rows(rows, tables.CHECKPOINTS)
 
 
 def checkpoint_rows(store: StudyStore, run_key: str) -> list[dict[str, Any]]:
     """The committed analysis weights of a run, as rows of the table."""
-    found = store.run(run_key).history().checkpoints.items()
-    rows = (checkpoint_row(store, run_key, step, path) for step, path in found)
+    return _checkpoint_rows(store, run_key, store.run(run_key).history())
+
+
+def _checkpoint_rows(store: StudyStore, run_key: str, seen: History) -> list[dict[str, Any]]:
+    rows = (checkpoint_row(store, run_key, step, path) for step, path in seen.checkpoints.items())
     return [row for row in rows if row is not None]
 
 
@@ -148,8 +190,9 @@ def checkpoint_row(store: StudyStore, run_key: str, step: int, path: str) -> dic
 
 def frames(store: StudyStore, specs: Sequence[RunSpec], needs: Collection[str]) -> dict[str, pd.DataFrame]:
     """The tables named, of these runs: runs, curves."""
-    made = {"runs": runs_table, "curves": curves_table}
-    return {name: tables.to_pandas(table(store, specs)) for name, table in made.items() if name in needs}
+    found = committed(store, specs)
+    made = {"runs": lambda: runs_table(store, specs, found=found), "curves": lambda: curves_table(store, specs, found)}
+    return {name: tables.to_pandas(table()) for name, table in made.items() if name in needs}
 
 
 def status_of(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, Any]:
