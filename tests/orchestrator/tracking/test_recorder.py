@@ -24,10 +24,11 @@ from scalespec.orchestrator import version
 from scalespec.orchestrator.store import folder as store
 from scalespec.orchestrator.store.folder import ParquetCodec, StudyStore
 from scalespec.orchestrator.store.run_tables import curves_table
-from scalespec.orchestrator.tracking import recorder as tracking
-from scalespec.orchestrator.tracking.recorder import (
+from scalespec.orchestrator.tracking import recorder as recording
+from scalespec.orchestrator.tracking import mlflow as tracking
+from scalespec.orchestrator.tracking.recorder import Recorder
+from scalespec.orchestrator.tracking.mlflow import (
     PARENT,
-    Recorder,
     Target,
     Tracker,
     is_local_disk,
@@ -369,7 +370,7 @@ def test_a_run_that_has_not_begun_is_not_in_mlflow(study):
 
 def test_an_unreachable_server_is_reported_and_never_raised(study, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "POLL_S", 0.05)
+    monkeypatch.setattr(tracking, "PAUSE_S", 0.05)
     monkeypatch.setattr(tracking, "RETRY_S", 0.05)
     recorder = Recorder(Tracker(study.store, Target("http://127.0.0.1:9"), "toy"), study.specs)
     recorder.start()
@@ -442,7 +443,7 @@ def test_parameters_are_the_keys_that_can_change_a_run(study):
 
 
 def test_the_thread_follows_a_study_while_it_is_trained(study, monkeypatch):
-    monkeypatch.setattr(tracking, "POLL_S", 0.02)
+    monkeypatch.setattr(recording, "PAUSE_S", 0.02)
     for spec in study.specs:
         study.store.files.delete(f"runs/{spec.run_key}")
         study.store.write_spec(spec)
