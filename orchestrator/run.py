@@ -34,8 +34,8 @@ from scalespec.orchestrator.study.plan import Plan
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.study import Study
 from scalespec.orchestrator.terminal.progress import Progress, duration, say
-from scalespec.orchestrator.tracking.recorder import Recorder
 from scalespec.orchestrator.tracking.mlflow import Tracker, target_of
+from scalespec.orchestrator.tracking.recorder import Recorder
 from scalespec.trainables.spec import RunSpec
 
 LOOK_S = 1.0

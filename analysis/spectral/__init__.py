@@ -13,13 +13,12 @@ from scalespec.analysis.spectral.layers import (
 )
 from scalespec.analysis.spectral.metrics import fit_columns
 from scalespec.analysis.spectral.parallel import each, shapes_first
-from scalespec.analysis.spectral.summary import USED, summaries, summarize
+from scalespec.analysis.spectral.summary import summaries, summarize
 
 __all__ = [
     "KINDS",
     "NATIVE",
     "PROFILES",
-    "USED",
     "WW",
     "SpectrumError",
     "analyze",

@@ -1,151 +1,78 @@
-"""From the rows of layers to one line a checkpoint, for many checkpoints at once: a study of 10,000 runs has 60,000 of them."""
+"""One line a checkpoint from the rows of its layers: summaries that survive outliers."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from scalespec.analysis.spectral.esd import WW, Array
+from scalespec.analysis.spectral.esd import WW
 
 MAX_ALPHA = 8.0
 """alpha_trimmed leaves out what lies above: WeightWatcher's own advice, though random matrices reach below it."""
 
+BY = ("run_key", "step", "profile")
 MEANS = ("alpha_weighted", "log_norm", "log_spectral_norm", "log_alpha_norm", "stable_rank", "mp_softrank")
-
 NUMBERS = ("alpha", "alpha_ks2", "alpha_hill", "num_evals", *MEANS)
+READ = (*BY, "layer", "status", "trusted", "why", "content", *NUMBERS)
+"""Columns of `analysis.tables.SPECTRA` that a summary reads."""
 
-USED = ("profile", "status", "trusted", "why", "content", *NUMBERS)
-"""The columns that a summary is made of."""
 
-Columns = Mapping[str, Sequence[Any]]
+def summaries(layers: pd.DataFrame, by: Sequence[str] = BY) -> pd.DataFrame:
+    """One row a checkpoint, in the order of `by`, with the columns of `analysis.tables.SPECTRA_SUMMARY`.
+
+    A layer enters medians unless a check failed: trusted, or trust not computed. Of tied tensors (equal `content`) the first
+    counts. `ww_*` and `mean_*` are WeightWatcher's plain means over every layer that it would report.
+    """
+    frame = layers.reindex(columns=[*dict.fromkeys((*by, *READ))])
+    tied = frame["content"].notna() & frame.duplicated([*by, "content"])
+    frame = frame[~tied].reset_index(drop=True)
+    numbers = frame[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    groups = frame.groupby(list(by), sort=True, dropna=False)
+    at, out = groups.ngroup(), groups.size().rename("n_total").reset_index()
+    ok, rest = frame["status"] == "ok", frame["status"] == "failed_fit"
+    used = ok & ~frame["trusted"].eq(False).fillna(False).astype(bool)
+    fitted = numbers["num_evals"].notna() & (ok | rest)
+    out["n_used"] = _over(used.astype(float), at, "sum").astype(int)
+    for name in ("alpha", "alpha_ks2"):
+        out[f"{name}_median"] = _over(numbers[name][used], at, "median")
+        out[f"{name}_trimmed"] = _over(numbers[name][used & (numbers[name] <= MAX_ALPHA)], at, "mean")
+    for name, q in (("alpha_q25", 0.25), ("alpha_q75", 0.75)):
+        out[name] = _over(numbers["alpha"][used], at, "quantile", q)
+    out["alpha_hill_median"] = _over(numbers["alpha_hill"], at, "median")
+    watched = fitted & (frame["profile"] == WW)
+    out["ww_mean_alpha"] = _over(numbers["alpha"].where(ok, -1.0)[watched], at, "mean")
+    for name in MEANS:
+        out[f"mean_{name}"] = _over(numbers[name][fitted], at, "mean")
+    why = frame["why"].where(ok, frame["status"].astype("string").str.replace("_", " "))
+    out["reasons"] = _reasons(why[~used], at).reindex(out.index)
+    return out
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One checkpoint's line of `analysis.tables.SPECTRA_SUMMARY`, without run and step, from rows of one profile.
-
-    See `summaries`.
-    """
-    rows = list(rows)
-    columns = {name: [row.get(name) for row in rows] for name in USED}
-    found = summaries(columns, [0] * len(rows), 1)
-    return {name: values[0] for name, values in found.items()}
+    """The line of one checkpoint, without run and step, from rows of one profile; what no layer has is None."""
+    frame = pd.DataFrame([dict(row) for row in rows])
+    if frame.empty:
+        return {"profile": None, "n_used": 0, "n_total": 0}
+    line = summaries(frame, by=("profile",)).iloc[0].to_dict()
+    return {str(name): None if pd.isna(value) else value for name, value in line.items()}
 
 
-def summaries(columns: Columns, group: Sequence[int] | Array, count: int) -> dict[str, list[Any]]:
-    """The lines of `count` checkpoints as columns; `group` is the checkpoint [0 … count − 1] of each row.
-
-    A layer enters medians unless a check failed: trusted, or trust not computed. Of tied tensors (equal `content`) the first
-    counts. `ww_*` and `mean_*` are WeightWatcher's plain means over every layer that it would report. None where nothing has
-    the number.
-    """
-    first = _once(columns["content"], group)
-    groups = np.asarray(group, dtype=np.int64)[first]
-    texts = {name: [columns[name][at] for at in first] for name in ("profile", "status", "trusted", "why")}
-    numbers = {name: np.array([columns[name][at] for at in first], dtype=np.float64) for name in NUMBERS}
-    status = np.array([str(value) for value in texts["status"]], dtype=object)
-    ok = status == "ok"
-    enters = ok & np.array([_missing(value) or bool(value) for value in texts["trusted"]], dtype=bool)
-    fitted = ~np.isnan(numbers["num_evals"]) & (ok | (status == "failed_fit"))
-    profile: list[Any] = [None] * count
-    for at in range(len(first) - 1, -1, -1):
-        profile[groups[at]] = texts["profile"][at]
-
-    def some(name: str, mask: Any) -> _Groups:
-        mask = mask & ~np.isnan(numbers[name])
-        return _Groups(numbers[name][mask], groups[mask], count)
-
-    out: dict[str, Any] = {
-        "profile": profile,
-        "n_used": np.bincount(groups[enters], minlength=count).tolist(),
-        "n_total": np.bincount(groups, minlength=count).tolist(),
-    }
-    for name in ("alpha", "alpha_ks2"):
-        out[f"{name}_median"] = some(name, enters).median()
-        out[f"{name}_trimmed"] = some(name, enters & (numbers[name] <= MAX_ALPHA)).mean()
-    for name, q in (("alpha_q25", 0.25), ("alpha_q75", 0.75)):
-        out[name] = some("alpha", enters).quantile(q)
-    out["alpha_hill_median"] = some("alpha_hill", True).median()
-    plain = np.where(ok, numbers["alpha"], -1.0)
-    theirs = _Groups(plain[fitted], groups[fitted], count).mean()
-    out["ww_mean_alpha"] = [value if whose == WW else None for value, whose in zip(theirs, profile)]
-    for name in MEANS:
-        out[f"mean_{name}"] = some(name, fitted).mean()
-    out["reasons"] = _reasons(np.flatnonzero(~enters), groups, texts, count)
-    return out
+def _over(values: pd.Series, at: pd.Series, what: str, *more: float) -> pd.Series:
+    """A statistic of each group; missing where a group has no value."""
+    known = values.dropna()
+    found: pd.Series = getattr(known.groupby(at[known.index]), what)(*more)
+    return found.reindex(range(int(at.max()) + 1 if len(at) else 0))
 
 
-class _Groups:
-    """Numbers of groups, in the order of their rows."""
-
-    def __init__(self, values: Array, groups: Array, count: int) -> None:
-        order = np.argsort(groups, kind="stable")
-        self.values, self.groups = values[order], groups[order]
-        self.counts = np.bincount(groups, minlength=count)
-        self.starts = np.cumsum(self.counts) - self.counts
-        self.some = self.counts > 0
-
-    def mean(self) -> list[float | None]:
-        """To the last digit numpy's mean of each group: groups of one size are the rows of a matrix."""
-        found = np.empty(len(self.counts))
-        for size in np.unique(self.counts[self.some]):
-            at = np.flatnonzero(self.counts == size)
-            found[at] = self.values[self.starts[at, None] + np.arange(size)].mean(axis=1)
-        return self._listed(found[self.some])
-
-    def median(self) -> list[float | None]:
-        ordered = self._ordered()
-        low, high = ((self.counts[self.some] - 1) // 2, self.counts[self.some] // 2)
-        starts = self.starts[self.some]
-        return self._listed((ordered[starts + low] + ordered[starts + high]) / 2)
-
-    def quantile(self, q: float) -> list[float | None]:
-        """Linear between neighbours, as numpy has it."""
-        place = (self.counts[self.some] - 1) * q
-        low = np.floor(place).astype(np.int64)
-        high = np.minimum(low + 1, self.counts[self.some] - 1)
-        ordered, starts, share = self._ordered(), self.starts[self.some], place - low
-        a, b = ordered[starts + low], ordered[starts + high]
-        return self._listed(np.where(share < 0.5, a + (b - a) * share, b - (b - a) * (1 - share)))
-
-    def _ordered(self) -> Array:
-        ordered: Array = self.values[np.lexsort((self.values, self.groups))]
-        return ordered
-
-    def _listed(self, found: Array) -> list[float | None]:
-        out: list[float | None] = [None] * len(self.counts)
-        for at, value in zip(np.flatnonzero(self.some).tolist(), found.tolist()):
-            out[at] = value
-        return out
-
-
-def _once(content: Sequence[Any], group: Sequence[int] | Array) -> list[int]:
-    """The rows that count."""
-    seen: set[tuple[int, Any]] = set()
-    out = []
-    for at, (whose, key) in enumerate(zip(group, content)):
-        if _missing(key) or (whose, key) not in seen:
-            out.append(at)
-            seen.add((whose, key))
-    return out
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _reasons(left_out: Array, groups: Array, texts: Columns, count: int) -> list[str | None]:
-    """Why layers were left out, the commonest reason first."""
-    found: dict[int, Counter[str]] = {}
-    for at in left_out.tolist():
-        counter = found.setdefault(int(groups[at]), Counter())
-        if texts["status"][at] != "ok":
-            counter[str(texts["status"][at]).replace("_", " ")] += 1
-        else:
-            why = "" if _missing(texts["why"][at]) else str(texts["why"][at])
-            counter.update(reason for reason in why.split("; ") if reason)
-    said = {at: "; ".join(f"{reason} ×{times}" for reason, times in c.most_common()) for at, c in found.items()}
-    return [said.get(at) or None for at in range(count)]
+def _reasons(why: pd.Series, at: pd.Series) -> pd.Series:
+    """Why layers were left out, the most frequent first, those as frequent in the order in which they come."""
+    each = why.dropna().astype(object).str.split("; ").explode()
+    each = each[each != ""]
+    found = pd.DataFrame({"group": at[each.index].to_numpy(), "reason": each.to_numpy(), "first": np.arange(len(each))})
+    counts = found.groupby(["group", "reason"], sort=False)["first"].agg(["size", "min"]).reset_index()
+    counts = counts.sort_values(["group", "size", "min"], ascending=[True, False, True])
+    said = counts["reason"] + " ×" + counts["size"].astype(str)
+    return said.groupby(counts["group"]).agg("; ".join)

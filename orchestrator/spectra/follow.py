@@ -55,7 +55,7 @@ class Follower:
         with self._changed:
             for event in events:
                 if event.what == "checkpoint":
-                    row = run_tables.checkpoint_row(self.store, event.run_key, event.step, event.path)
+                    row = run_tables.checkpoint_row(self.store.files, event.run_key, event.step, event.path)
                     if row is not None:
                         self._rows.setdefault(event.run_key, {})[event.step] = row
                         self._dirty.add(event.run_key)

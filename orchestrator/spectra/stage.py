@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from threadpoolctl import threadpool_limits
 
 from scalespec.analysis import spectral, tables
@@ -34,7 +33,7 @@ log = logging.getLogger("scalespec.spectra")
 BLOCKS_PER_CPU = 8
 """Enough blocks to balance, few enough that their overhead is small."""
 
-HERE_S = 4.0
+HERE_S = 10.0
 """Seconds of work, by its estimate, up to which it is done in the driver: processes of Ray take as long to load their libraries."""
 
 COMMIT_S = 10.0
@@ -46,8 +45,7 @@ FILES_OPEN = 256
 PROCESS_BYTES = 400 << 20
 """What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
 
-SUMMARISED = (*tables.KEYS["spectra"], *(name for name in spectral.USED if name not in tables.KEYS["spectra"]))
-"""The columns that a summary is made of."""
+COLUMNS = frozenset(tables.SPECTRA.names)
 
 Key = tuple[str, int, str]
 """run_key, step, layer."""
@@ -183,7 +181,7 @@ def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str,
             words = f"{type(error).__name__}: {error}"
             found = [{**base, "rows": sides[0], "cols": sides[-1], "status": "unreadable", "error": words}]
         for row in found:
-            known = {name: value for name, value in row.items() if name in tables.SPECTRA.names}
+            known = {name: value for name, value in row.items() if name in COLUMNS}
             rows += [{**known, "run_key": key, "step": step, "samples": samples} for key, step, samples in ref.owners]
     return rows
 
@@ -204,24 +202,27 @@ def done_keys(store: StudyStore, profile: str) -> set[Key]:
 
     An unreadable tensor is tried again: it may have been restored.
     """
-    table = stored(store, (*tables.KEYS["spectra"], "status"))
-    mine = (pc.field("profile") == profile) & (pc.field("status") != "unreadable")
-    columns = (table.filter(mine)[name].to_pylist() for name in ("run_key", "step", "layer"))
-    return {(run_key, step, layer.partition("[")[0]) for run_key, step, layer in zip(*columns, strict=True)}
+    table = stored(store)
+    return {
+        (row["run_key"], row["step"], row["layer"].partition("[")[0])
+        for row in table.select(["run_key", "step", "layer", "profile", "status"]).to_pylist()
+        if row["profile"] == profile and row["status"] != "unreadable"
+    }
 
 
-def stored(store: StudyStore, columns: Sequence[str] | None = None) -> pa.Table:
-    """All computed rows, the newest of each key. `columns`: those to read, the key's among them; default: all."""
-    schema = tables.SPECTRA if columns is None else pa.schema([tables.SPECTRA.field(name) for name in columns])
+def stored(store: StudyStore) -> pa.Table:
+    """All computed rows, the newest of each key."""
     parts = []
     for name in store.files.names("spectra"):
         if name.endswith(".parquet"):
-            source = pa.BufferReader(store.files.read(f"spectra/{name}"))
-            parts.append(tables.conform(tables.read_parquet(source, columns), schema))
-    table = pa.concat_tables(parts) if parts else schema.empty_table()
-    keys = table.select(tables.KEYS["spectra"]).append_column("at", pa.array(np.arange(table.num_rows)))
-    last = keys.group_by(list(tables.KEYS["spectra"])).aggregate([("at", "max")])["at_max"]
-    return table if len(last) == table.num_rows else table.take(last.sort())
+            parts.append(
+                tables.conform(
+                    tables.read_parquet(pa.BufferReader(store.files.read(f"spectra/{name}"))), tables.SPECTRA
+                )
+            )
+    if not parts:
+        return tables.from_rows([], tables.SPECTRA)
+    return tables.last_of_each_key(pa.concat_tables(parts), "spectra")
 
 
 def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
@@ -296,8 +297,8 @@ def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
 
 def summary_of(store: StudyStore, run_keys: Sequence[str]) -> pd.DataFrame:
     """The summaries of these runs, from what is computed so far."""
-    rows = stored(store, SUMMARISED)
-    mine = rows.filter(pc.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
+    rows = stored(store)
+    mine = rows.filter(pa.compute.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
     return tables.to_pandas(summary_table(mine))
 
 
@@ -306,12 +307,6 @@ def summary_table(spectra: pa.Table) -> pa.Table:
 
     Rows are taken in the order of their keys: a mean depends on the order in its last digit, and parts are written as they come.
     """
-    light = tables.sorted_by_key(spectra.select(SUMMARISED), "spectra").to_pydict()
-    numbers: dict[tuple[str, int, str], int] = {}
-    keys = zip(light["run_key"], light["step"], light["profile"], strict=True)
-    group = [numbers.setdefault(key, len(numbers)) for key in keys]
-    found = spectral.summaries(light, group, len(numbers))
-    named = dict(zip(("run_key", "step", "profile"), zip(*numbers, strict=True), strict=True)) if numbers else {}
-    columns = {**found, **named}
-    schema = tables.SPECTRA_SUMMARY
-    return pa.table([pa.array(columns.get(field.name, ()), field.type) for field in schema], schema=schema)
+    read = [name for name in spectral.summary.READ if name in spectra.column_names]
+    ordered = tables.sorted_by_key(spectra.select(read), "spectra").to_pandas()
+    return tables.from_frame(spectral.summaries(ordered), tables.SPECTRA_SUMMARY)

@@ -6,23 +6,24 @@ import datetime as dt
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.orchestrator.store.watch import Committed, committed
-from scalespec.trainables.checkpoints import read_manifest
+from scalespec.trainables.checkpoints import read_json, read_manifest
 from scalespec.trainables.files import Files
 from scalespec.trainables.history import WEIGHTS, History
 from scalespec.trainables.spec import RunSpec
 
-log = logging.getLogger("scalespec.tables")
+log = logging.getLogger("scalespec.store")
+
+RUNS_AT_ONCE = 500
+"""Runs whose curves are put in order together: their rows are held twice for that long."""
 
 RESULT_COLUMNS = [
     name
@@ -41,9 +42,6 @@ RESULT_COLUMNS = [
         "cost_usd",
     )
 ]
-
-POINTS = pa.schema([field for field in tables.CURVES if field.name != "run_key"])
-"""The columns of a metric part that enter the table of curves."""
 
 
 def axis_columns(specs: Iterable[RunSpec]) -> dict[str, pa.DataType]:
@@ -71,17 +69,35 @@ def _arrow_type(types: set[type]) -> pa.DataType:
     return pa.float64() if types <= {int, float} else pa.string()
 
 
+class Found(NamedTuple):
+    """What is committed of a run."""
+
+    history: History
+    result: Mapping[str, Any] | None
+
+
+def find(store: StudyStore, specs: Iterable[RunSpec]) -> dict[str, Found]:
+    """By run_key: each folder is listed once for all tables."""
+    files, out = store.files, {}
+    for spec in specs:
+        history = store.run(spec.run_key).history()
+        result = None if history.result_path is None else read_json(files, history.result_path)
+        whole = isinstance(result, dict) and isinstance(result.get("status"), str)
+        out[spec.run_key] = Found(history, result if whole else None)
+    return out
+
+
 def runs_table(
     store: StudyStore,
     specs: Sequence[RunSpec],
     mlflow_ids: Mapping[str, str] = MappingProxyType({}),
     price_per_hour: float | None = None,
     roles: Mapping[str, str] = MappingProxyType({}),
-    found: Mapping[str, Committed] | None = None,
+    *,
+    found: Mapping[str, Found] | None = None,
 ) -> pa.Table:
-    """One row for every run of the present study that has a result. `found`: what was read before."""
-    found = committed(store, specs) if found is None else found
-    axes = axis_columns(specs)
+    """One row for every run of the present study that has a result. `found`: what `find` gave."""
+    axes, found = axis_columns(specs), find(store, specs) if found is None else found
     rows = []
     for spec in specs:
         result = found[spec.run_key].result
@@ -114,64 +130,74 @@ def runs_table(
     return tables.from_rows(rows, tables.with_axes(tables.RUNS, axes))
 
 
-def curves_table(store: StudyStore, specs: Sequence[RunSpec], found: Mapping[str, Committed] | None = None) -> pa.Table:
-    """Every logged point of every run that has a result, one a (step, metric): where two parts hold it, the later one counts."""
-    found = committed(store, specs) if found is None else found
-    keys = [spec.run_key for spec in specs if found[spec.run_key].result is not None]
-    parts, owners = [], []
-    for at, key in enumerate(keys):
-        for path in found[key].history.metric_parts:
-            part = _part(store.files, path)
+def with_mlflow_ids(runs: pa.Table, ids: Mapping[str, str]) -> pa.Table:
+    """The table with the runs' ids in MLflow, which are known after it was first written."""
+    at = runs.schema.get_field_index("mlflow_run_id")
+    column = pa.array([ids.get(key) for key in runs["run_key"].to_pylist()], pa.string())
+    return runs.set_column(at, runs.schema.field(at), column)
+
+
+def curves_table(store: StudyStore, specs: Sequence[RunSpec], *, found: Mapping[str, Found] | None = None) -> pa.Table:
+    """Every logged point of every run that has a result, in the order of its key."""
+    found = find(store, specs) if found is None else found
+    keys = sorted(spec.run_key for spec in specs if found[spec.run_key].result is not None)
+    parts = [
+        _curves(store.files, {key: found[key].history.metric_parts for key in keys[at : at + RUNS_AT_ONCE]})
+        for at in range(0, len(keys), RUNS_AT_ONCE)
+    ]
+    return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
+
+
+def _curves(files: Files, paths: Mapping[str, Sequence[str]]) -> pa.Table:
+    """run_key → its parts, for some runs in order. Where two parts hold the same point, the later one counts."""
+    parts, run = [], []
+    for at, mine in enumerate(paths.values()):
+        for path in mine:
+            part = _part(files, path)
             if part is not None:
                 parts.append(part)
-                owners.append(np.full(part.num_rows, at))
+                run.append(np.full(part.num_rows, at))
     if not parts:
         return tables.from_rows([], tables.CURVES)
-    rows, run = pa.concat_tables(parts), np.concatenate(owners)
-    step, metric = rows["step"].to_numpy(), pc.rank(rows["metric"], tiebreaker="dense").to_numpy()
-    order = np.lexsort((metric, step, run))
-    same = (run, step, metric)
-    last = np.append(np.any([np.diff(values[order]) != 0 for values in same], axis=0), True)
-    kept = order[last]
-    return (
-        rows.take(kept)
-        .add_column(0, tables.CURVES.field("run_key"), pa.array(keys).take(run[kept]))
-        .cast(tables.CURVES)
-    )
+    whole = pa.concat_tables(parts).combine_chunks()
+    names = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(run)), pa.array(list(paths), pa.string()))
+    whole = whole.drop_columns(["time_ms"]).add_column(0, tables.CURVES.field("run_key"), names.cast(pa.string()))
+    whole = whole.cast(tables.CURVES)
+    return tables.last_of_each_key(whole, "curves")
 
 
 def _part(files: Files, path: str) -> pa.Table | None:
-    """The points of a metric part; a damaged one is named in the log and passed over."""
+    """A metric part; a damaged one is named in the log and passed over."""
     try:
-        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path))), POINTS)
+        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path))), tables.METRICS_PART)
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be read and is left out (%s)", path, error)
         return None
 
 
 def checkpoints_table(
-    store: StudyStore, specs: Sequence[RunSpec], found: Mapping[str, Committed] | None = None
+    store: StudyStore, specs: Sequence[RunSpec], *, found: Mapping[str, Found] | None = None
 ) -> pa.Table:
     """The committed analysis weights of every run, finished or not."""
-    found = committed(store, specs) if found is None else found
-    rows = (row for spec in specs for row in _checkpoint_rows(store, spec.run_key, found[spec.run_key].history))
-    return tables.from_rows(rows, tables.CHECKPOINTS)
+    found, files = find(store, specs) if found is None else found, store.files
+    rows = (_checkpoint_rows(files, spec.run_key, found[spec.run_key].history) for spec in specs)
+    return tables.from_rows((row for mine in rows for row in mine), tables.CHECKPOINTS)
 
 
 def checkpoint_rows(store: StudyStore, run_key: str) -> list[dict[str, Any]]:
     """The committed analysis weights of a run, as rows of the table."""
-    return _checkpoint_rows(store, run_key, store.run(run_key).history())
+    return _checkpoint_rows(store.files, run_key, store.run(run_key).history())
 
 
-def _checkpoint_rows(store: StudyStore, run_key: str, seen: History) -> list[dict[str, Any]]:
-    rows = (checkpoint_row(store, run_key, step, path) for step, path in seen.checkpoints.items())
+def _checkpoint_rows(files: Files, run_key: str, history: History) -> list[dict[str, Any]]:
+    rows = (checkpoint_row(files, run_key, step, path) for step, path in history.checkpoints.items())
     return [row for row in rows if row is not None]
 
 
-def checkpoint_row(store: StudyStore, run_key: str, step: int, path: str) -> dict[str, Any] | None:
+def checkpoint_row(files: Files, run_key: str, step: int, path: str) -> dict[str, Any] | None:
     """One of them, `path` its folder; None where its manifest cannot be read."""
     try:
-        facts: Any = read_manifest(store.files, path)
+        facts: Any = read_manifest(files, path)
         entry, losses = facts["files"][WEIGHTS], facts["metrics"]
         return {
             "run_key": run_key,
@@ -190,9 +216,8 @@ def checkpoint_row(store: StudyStore, run_key: str, step: int, path: str) -> dic
 
 def frames(store: StudyStore, specs: Sequence[RunSpec], needs: Collection[str]) -> dict[str, pd.DataFrame]:
     """The tables named, of these runs: runs, curves."""
-    found = committed(store, specs)
-    made = {"runs": lambda: runs_table(store, specs, found=found), "curves": lambda: curves_table(store, specs, found)}
-    return {name: tables.to_pandas(table()) for name, table in made.items() if name in needs}
+    made = {"runs": runs_table, "curves": curves_table}
+    return {name: tables.to_pandas(table(store, specs)) for name, table in made.items() if name in needs}
 
 
 def status_of(store: StudyStore, specs: Sequence[RunSpec]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.trainables.checkpoints import read_json
 from scalespec.trainables.files import Files
 from scalespec.trainables.history import CLAIM, RESULT, History, attempt_folder, attempt_of, history, is_claim
-from scalespec.trainables.spec import RunSpec
 
 log = logging.getLogger("scalespec.watch")
 
@@ -131,23 +130,6 @@ def results(store: StudyStore, keys: Iterable[str]) -> dict[str, Mapping[str, An
     there = set(files.names("runs"))
     found = ((key, finished(files, key)) for key in keys if key in there)
     return {key: result[1] for key, result in found if result is not None}
-
-
-class Committed(NamedTuple):
-    """What a run's folder held at one moment."""
-
-    history: History
-    result: Mapping[str, Any] | None
-
-
-def committed(store: StudyStore, specs: Iterable[RunSpec]) -> dict[str, Committed]:
-    """By run_key: one listing of each run, its claims and its result, so that tables made of them are of one moment."""
-    out, files, watcher = {}, store.files, Watcher(store)
-    for spec in specs:
-        seen = watcher.history(spec.run_key)
-        result = None if seen.result_path is None else _result(files, seen.result_path)
-        out[spec.run_key] = Committed(seen, result)
-    return out
 
 
 def _result(files: Files, path: str) -> Mapping[str, Any] | None:
