@@ -103,7 +103,7 @@ def _study(path: str) -> Iterator[Finding]:
     from scalespec.orchestrator.study import own_task
     from scalespec.orchestrator.study.expand import Expander
     from scalespec.orchestrator.study.file import load_study
-    from scalespec.orchestrator.tracking import recorder as tracking
+    from scalespec.orchestrator.tracking.mlflow import target_of
     from scalespec.trainables.task import BUILT_IN
 
     try:
@@ -136,7 +136,7 @@ def _study(path: str) -> Iterator[Finding]:
         yield Finding(
             "disk", free > ENOUGH_DISK, f"{free / 2**30:.1f} GiB free", "free some space, or choose another storage"
         )
-    target = tracking.target_of(store, study.tracking.uri)
+    target = target_of(store, study.tracking.uri)
     if target is None:
         yield Finding("tracking", True, "no live tracking on this storage; `scalespec sync` writes it afterwards")
     elif target.uri.startswith("http"):

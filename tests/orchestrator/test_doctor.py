@@ -203,7 +203,7 @@ def test_a_tracking_server_that_does_not(write, uri):
 
 
 def test_a_network_disk_has_no_live_tracking(write, monkeypatch):
-    monkeypatch.setattr("scalespec.orchestrator.tracking.recorder.is_local_disk", lambda path: False)
+    monkeypatch.setattr("scalespec.orchestrator.tracking.mlflow.is_local_disk", lambda path: False)
     finding = named(examine(write()), "tracking")
     assert finding.ok
     assert "scalespec sync" in finding.detail
