@@ -32,7 +32,8 @@ from studies import toy_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WALL_CLOCK = ["duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
+# the path of a checkpoint names the attempt that made it
+WALL_CLOCK = ["path", "duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
 
 
 def write(folder: Path, **changes) -> str:
