@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -27,7 +28,7 @@ def toy_yaml(**changes: Any) -> str:
         merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     if "design" in changes:
         del merged["grid"]
-    return yaml.safe_dump(merged)
+    return yaml.safe_dump(json.loads(json.dumps(merged)))  # without the aliases of what stands twice
 
 
 def toy(**changes: Any) -> Study:

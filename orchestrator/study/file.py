@@ -40,6 +40,8 @@ def load_study(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         if file.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: larger than 1 MiB; a study is a page of YAML")
         text = file.read_text(encoding="utf-8")
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder; give the study's YAML file, such as {file / 'study.yaml'}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -98,6 +98,22 @@ def test_plan_knows_what_is_finished(scalespec, study):
     assert "0 runs, 2 finished before" in said.out
 
 
+def test_plan_of_stages_bounds_what_depends_on_results(scalespec, tmp_path):
+    grid = {"width": [8], "data_fraction": ["1"], "seed": [0, 1]}
+    stages = [
+        {"name": "ramp", "grid": {"width": [8]}, "schedule": {"name": "ramp"}, "optim": {"lr": 1.0}},
+        {"name": "large", "grid": grid, "optim": {"lr": {"reading": "onset_lr", "of": "ramp"}}},
+    ]
+    path = study_file(tmp_path, design=stages)
+    before = contents(tmp_path)
+    said = scalespec("plan", path)
+    assert said.code == 0, said
+    assert "1 runs, at most 2 more once their results are read" in said.out
+    found = json.loads(scalespec("plan", path, "--json").out)
+    assert (len(found["runs"]), found["further_runs"]) == (1, 2)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("width", [30, 80, 250])
 def test_no_number_is_cut_off_however_narrow_the_terminal(scalespec, tmp_path, monkeypatch, width):
     monkeypatch.setattr(progress.console, "_width", width)
@@ -166,6 +182,12 @@ def test_a_file_that_is_no_study_is_named(refused, tmp_path, verb):
     assert "odd.yaml:1: not valid YAML" in refused(verb, tmp_path / "odd.yaml")
     (tmp_path / "odd.yaml").write_text(toy_yaml().replace("lr: 0.01", "lr: fast"))
     assert "optim.lr: must be a number above 0; 'fast' is not a number" in refused(verb, tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_study_folder_is_no_study_file(refused, study, verb):
+    """A folder may come from anywhere, and these verbs run what a study names."""
+    assert f"{study}: is a folder; give the study's YAML file" in refused(verb, study)
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
