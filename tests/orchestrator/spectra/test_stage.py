@@ -56,7 +56,7 @@ def study(done, tmp_path) -> Trained:
 
 def find(study: Trained, every: str = "checkpoint", profile: str = WW) -> list[Reference]:
     table = checkpoints_table(study.store, study.specs)
-    return references(study.store, table, every, done_keys(study.store, profile))
+    return references(study.store, table.to_pylist(), every, done_keys(study.store, profile))
 
 
 def request_of(study: Trained, profile: str = WW) -> Request:
@@ -140,7 +140,7 @@ def test_every_last_takes_the_final_weights_only(done):
 
 def test_nothing_is_referred_to_where_nothing_was_kept(tmp_path):
     store = StudyStore(str(tmp_path))
-    assert references(store, tables.from_rows([], tables.CHECKPOINTS), "checkpoint", set()) == []
+    assert references(store, [], "checkpoint", set()) == []
     assert done_keys(store, WW) == set()
 
 
