@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.files import open_files
-from scalespec.trainables.checkpoints import Row, RunFolder, read_json
+from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.commits import read_json
 from scalespec.trainables.files import Files, LocalFiles
 from scalespec.trainables.io import ValRows
+from scalespec.trainables.record import Row
 from scalespec.trainables.spec import RunSpec
 
 
