@@ -63,7 +63,8 @@ def write_tables(
     specs = ask_log.specs(asks)
     keys = pa.array([spec.run_key for spec in specs], pa.string())
     rows = stage.stored(store)
-    rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
+    mine = pa.compute.is_in(rows["run_key"], value_set=keys)
+    rows = rows if pa.compute.all(mine, min_count=0).as_py() else rows.filter(mine)
     price, roles, found = study.resources.price_per_hour, ask_log.roles(asks), run_tables.find(store, specs)
     made = {
         "runs": run_tables.runs_table(store, specs, ids, price, roles, found=found),
@@ -73,6 +74,7 @@ def write_tables(
         "spectra_summary": stage.summary_table(rows),
         "asks": ask_log.table(asks),
     }
+    del found
     made = {name: tables.sorted_by_key(table, name) for name, table in made.items()}
     for name, table in made.items():
         store.write_table(name, table)

@@ -212,17 +212,14 @@ def done_keys(store: StudyStore, profile: str) -> set[Key]:
 
 def stored(store: StudyStore) -> pa.Table:
     """All computed rows, the newest of each key."""
-    parts = []
-    for name in store.files.names("spectra"):
-        if name.endswith(".parquet"):
-            parts.append(
-                tables.conform(
-                    tables.read_parquet(pa.BufferReader(store.files.read(f"spectra/{name}"))), tables.SPECTRA
-                )
-            )
-    if not parts:
-        return tables.from_rows([], tables.SPECTRA)
-    return tables.last_of_each_key(pa.concat_tables(parts), "spectra")
+    files = store.files
+    names = [name for name in files.names("spectra") if name.endswith(".parquet")]
+    parts = (tables.read_parquet(pa.BufferReader(files.read(f"spectra/{name}"))) for name in names)
+    every = [tables.from_rows([], tables.SPECTRA), *(tables.conform(part, tables.SPECTRA) for part in parts)]
+    found = tables.last_of_each_key(pa.concat_tables(every), "spectra")
+    del every
+    pa.default_memory_pool().release_unused()  # the parts take as much as the table
+    return found
 
 
 def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
