@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -61,7 +62,7 @@ class StudyStore:
     root: str
     """Absolute path or URI of STORAGE/STUDY."""
 
-    @property
+    @functools.cached_property
     def files(self) -> Files:
         return open_files(self.root)
 
