@@ -32,7 +32,8 @@ from studies import toy_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WALL_CLOCK = ["duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
+WALL_CLOCK = ["duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version", "path"]
+"""What a run that was interrupted need not share with one that was not; a path names the attempt."""
 
 
 def write(folder: Path, **changes) -> str:
