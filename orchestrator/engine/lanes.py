@@ -115,15 +115,18 @@ class Lanes:
             return dict(collections.Counter(self._wishes.alive.values()))
 
     def finish(self, timeout_s: float = ANSWER_S) -> None:
-        """Closes every lane and waits for them to end."""
+        """Closes every lane and waits for them to end. A cluster that is gone has closed them already."""
+        from ray.exceptions import RayError
+
         with self._wishes.changed:
             self._wishes.finished = True
             names = list(self._wishes.alive)
             self._wishes.changed.notify_all()
-        self._ask(self.queue.close.remote(names))
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        self._bury()
+        with contextlib.suppress(RayError):
+            self._ask(self.queue.close.remote(names))
+            if self._thread.is_alive():
+                self._thread.join(timeout_s)
+            self._bury()
 
     def _open(self, workers: int) -> None:
         self._count += 1
