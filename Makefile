@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 STUDY ?= studies/quickstart.yaml
 
-.PHONY: quickstart test lint format docs clean
+.PHONY: quickstart test lint types format docs clean
 
 quickstart: $(READY)
 	$(BIN)/scalespec run $(STUDY)
@@ -15,9 +15,11 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-lint: $(READY)
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	rm -rf build/typing && mkdir -p build/typing
 	mkdir build/typing/scalespec && ln -s $(CURDIR)/scalespec/* $(CURDIR)/analysis $(CURDIR)/orchestrator $(CURDIR)/trainables build/typing/scalespec/
 	$(BIN)/mypy

@@ -6,7 +6,7 @@ nullable column keeps `SCHEMA_VERSION`; renaming a column or changing its meanin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -350,6 +350,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+THREADS_FROM = 1_000_000
+"""Values of a Parquet file from which its columns are read by several threads."""
+
+
 class TableError(ValueError):
     """A table that does not match its schema, or a Parquet file that must not be converted."""
 
@@ -379,17 +383,16 @@ def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
         raise TableError(f"columns that the schema does not have: {', '.join(sorted(unknown))}")
     columns = []
     for field in schema:
-        values = [_plain(row.get(field.name)) for row in rows]
-        if not field.nullable and any(value is None for value in values):
+        column = pa.array([row.get(field.name) for row in rows], type=field.type)
+        if not field.nullable and column.null_count:
             raise TableError(f"column {field.name} may not be null")
-        columns.append(pa.array(values, type=field.type))
+        columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+def from_frame(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """A DataFrame as a table of exactly `schema`: what is missing or NaN becomes null, other columns are dropped."""
+    return pa.Table.from_pandas(frame.reindex(columns=schema.names), schema=schema, preserve_index=False)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -410,8 +413,47 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def sorted_by_key(table: pa.Table, name: str) -> pa.Table:
-    """`table` in the order of its key, so that equal content is an equal file."""
-    return table.sort_by([(column, "ascending") for column in KEYS[name]])
+    """`table` in the order of its key, so that equal content is an equal file. One that is in order is returned as it is."""
+    ranks = _ranks(table, KEYS[name])
+    if all(_in_order(ranks)):
+        return table
+    return table.take(pa.array(np.lexsort(ranks[::-1])))
+
+
+def last_of_each_key(table: pa.Table, name: str) -> pa.Table:
+    """The last row of each key, in the order of the keys."""
+    ranks = _ranks(table, KEYS[name])
+    order = np.lexsort(ranks[::-1])  # stable: of equal keys the last row comes last
+    last = np.zeros(len(order), dtype=np.bool_)
+    last[-1:] = True
+    for rank in ranks:
+        last[:-1] |= rank[order[1:]] != rank[order[:-1]]
+    return table.take(pa.array(order[last]))
+
+
+def _in_order(ranks: Sequence[Any]) -> Iterator[bool]:
+    """Whether the rows do not fall, by the first of `ranks`, where it stays by the second …"""
+    equal = np.ones(max(0, len(ranks[0]) - 1), dtype=np.bool_)
+    for rank in ranks:
+        yield not (equal & (rank[1:] < rank[:-1])).any()
+        equal &= rank[1:] == rank[:-1]
+
+
+def _ranks(table: pa.Table, columns: Sequence[str]) -> list[Any]:
+    """Each column as numbers in the same order: strings by their place among the different ones, which are few."""
+    return [
+        _places(table[name]) if pa.types.is_string(table[name].type) else table[name].to_numpy() for name in columns
+    ]
+
+
+def _places(column: pa.ChunkedArray) -> Any:
+    chunks = column.dictionary_encode().unify_dictionaries().chunks
+    if not chunks:
+        return np.empty(0, dtype=np.int64)
+    order = np.argsort(np.array(chunks[0].dictionary.to_pylist(), dtype=object))
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return places[np.concatenate([chunk.indices.to_numpy() for chunk in chunks])]
 
 
 def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
@@ -421,7 +463,9 @@ def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
     """
     file = pq.ParquetFile(source)
     refuse_extension_types(file.schema_arrow)
-    return file.read(columns=list(columns) if columns is not None else None)
+    # for the small parts of a run, threads cost more than they save
+    threads = file.metadata.num_rows * file.metadata.num_columns > THREADS_FROM
+    return file.read(columns=list(columns) if columns is not None else None, use_threads=threads)
 
 
 def refuse_extension_types(schema: pa.Schema) -> None:

@@ -53,7 +53,7 @@ def conclude(
     failed = any(state in ("failed", "missing") for state in states.values())
     tracked = recorder.complete(made["spectra_summary"].to_pylist(), entries, status="FAILED" if failed else "FINISHED")
     if tracked and set(recorder.run_ids) - set(ids):
-        write_tables(study, asks, store, recorder.run_ids)
+        store.write_table("runs", run_tables.with_mlflow_ids(made["runs"], recorder.run_ids))
     return Outcome(store, states, laws, tracked, [*said, *([recorder.problem] if recorder.problem else [])])
 
 
@@ -65,18 +65,19 @@ def write_tables(
     keys = pa.array([spec.run_key for spec in specs], pa.string())
     rows = stage.stored(store)
     rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
-    price, roles = study.resources.price_per_hour, ask_log.roles(asks)
+    price, roles, found = study.resources.price_per_hour, ask_log.roles(asks), run_tables.find(store, specs)
     made = {
-        "runs": run_tables.runs_table(store, specs, ids, price, roles),
-        "curves": run_tables.curves_table(store, specs),
-        "checkpoints": run_tables.checkpoints_table(store, specs),
+        "runs": run_tables.runs_table(store, specs, ids, price, roles, found=found),
+        "curves": run_tables.curves_table(store, specs, found=found),
+        "checkpoints": run_tables.checkpoints_table(store, specs, found=found),
         "spectra": rows,
         "spectra_summary": stage.summary_table(rows),
         "asks": ask_log.table(asks),
     }
+    made = {name: tables.sorted_by_key(table, name) for name, table in made.items()}
     for name, table in made.items():
         store.write_table(name, table)
-    return {name: tables.sorted_by_key(table, name) for name, table in made.items()}
+    return made
 
 
 def fit_laws(runs: pa.Table, curves: pa.Table) -> list[scaling_laws.Law]:
@@ -119,6 +120,6 @@ def sync_study(folder: str, uri: str | None) -> tuple[int, str]:
     status = "FINISHED" if whole else "FAILED"
     if not recorder.complete(summary.to_pylist() if summary is not None else [], laws, status=status):
         raise InputError(f"MLflow at {target.uri}: {recorder.problem}; start the server and run sync again")
-    if store.read_table("runs") is not None:
-        write_tables(study, asks, store, tracker.run_ids)
+    if (runs := store.read_table("runs")) is not None:
+        store.write_table("runs", run_tables.with_mlflow_ids(runs, tracker.run_ids))
     return len(tracker.run_ids), target.uri

@@ -190,7 +190,7 @@ class Driver:
                 self.results[key], steps[key], self._news = result, int(result.get("steps") or 0), True
                 said = f" ({result['error']})" if result.get("error") else ""
                 self.progress.finished(key, f"{result['status']}{said}")
-        self.recorder.take({event.run_key for event in events})
+        self.recorder.take(events, self.watcher.results)
         self.spectra.take(events, steps)
 
     def _tables(self, points: Sequence[RunSpec], needs: Collection[str]) -> Mapping[str, pd.DataFrame] | None:

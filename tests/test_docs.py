@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/ runs as it stands, in a folder that has what the text before it speaks of."""
+"""Every Python block of README.md and docs/ runs as it stands, in a folder that has what the text before it speaks of; the reference is whole."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ import pytest
 from finished import finished
 from surfaces import EPOCH
 
+import scalespec as ss
+from scalespec.orchestrator import cli
+from scalespec.orchestrator.terminal import verbs
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "decisions" not in page.parts)]
 BLOCKS = [
     pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
@@ -56,6 +60,17 @@ def test_it_runs(text, folder):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs/reference/api.md").read_text()
+    documented = set(re.findall(r"scalespec\.(\w+)", page))
+    assert documented >= set(ss.__all__) - {"__version__"}
+
+
+def test_the_page_of_verbs_is_that_of_the_command_line():
+    page = ROOT / "docs/reference/verbs.md"
+    assert page.read_text(encoding="utf-8") == verbs.markdown(cli.app), "`make docs` writes it"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/own-task.md"])

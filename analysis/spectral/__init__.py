@@ -10,10 +10,10 @@ from scalespec.analysis.spectral.layers import (
     memory,
     null_cost,
     parts,
-    summarize,
 )
 from scalespec.analysis.spectral.metrics import fit_columns
 from scalespec.analysis.spectral.parallel import each, shapes_first
+from scalespec.analysis.spectral.summary import summaries, summarize
 
 __all__ = [
     "KINDS",
@@ -32,5 +32,6 @@ __all__ = [
     "null_cost",
     "parts",
     "shapes_first",
+    "summaries",
     "summarize",
 ]

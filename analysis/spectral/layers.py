@@ -1,12 +1,11 @@
-"""From a tensor to rows, and from rows to one line a checkpoint: fused tensors split, tied ones counted once, costs known."""
+"""From a tensor to rows: fused tensors split, contents named, costs known."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +19,6 @@ FUSED_QKV = re.compile(
 )
 """Names under which query, key and value are stacked one after another. `query_key_value` (GPT-NeoX, BLOOM) is not among
 them: it alternates head by head, and the number of heads is not in the weights."""
-
-MAX_ALPHA = 8.0
-"""alpha_trimmed leaves out what lies above: WeightWatcher's own advice, though random matrices reach below it."""
 
 ROW_S, VERDICT_S, GRAM_S, EIG_S = 0.002, 0.008, 4e-11, 1.35e-10
 """Seconds of a row, of the bootstrap of a verdict, of a multiplication in a Gram product, and of the eigenvalues over M³: from
@@ -133,68 +129,3 @@ def matrices(shape: Sequence[int], kind: str) -> tuple[int, int, int]:
     else:
         count, a, b = math.prod(shape[2:]), shape[0], shape[1]
     return count, max(a, b), min(a, b)
-
-
-def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One checkpoint's line of `analysis.tables.SPECTRA_SUMMARY`, without run and step, from rows of one profile.
-
-    A layer enters medians unless a check failed: trusted, or trust not computed. Of tied tensors (equal `content`) the first
-    counts. `ww_*` and `mean_*` are WeightWatcher's plain means over every layer that it would report.
-    """
-    rows = [{name: value for name, value in row.items() if not _missing(value)} for row in _once(rows)]
-    used = [row for row in rows if _enters(row)]
-    fitted = [row for row in rows if "num_evals" in row and row.get("status") in ("ok", "failed_fit")]
-    reasons = Counter(reason for row in rows if not _enters(row) for reason in _reasons(row))
-    out: dict[str, Any] = {"profile": rows[0]["profile"] if rows else None, "n_used": len(used), "n_total": len(rows)}
-    for name in ("alpha", "alpha_ks2"):
-        values = _values(used, name)
-        out[f"{name}_median"] = _median(values)
-        out[f"{name}_trimmed"] = _mean([value for value in values if value <= MAX_ALPHA])
-    for name, q in (("alpha_q25", 0.25), ("alpha_q75", 0.75)):
-        values = _values(used, "alpha")
-        out[name] = float(np.quantile(values, q)) if values else None
-    out["alpha_hill_median"] = _median(_values(rows, "alpha_hill"))
-    if rows and rows[0].get("profile") == WW:
-        out["ww_mean_alpha"] = _mean([row["alpha"] if row["status"] == "ok" else -1.0 for row in fitted])
-    for name in MEANS:
-        out[f"mean_{name}"] = _mean(_values(fitted, name))
-    out["reasons"] = "; ".join(f"{reason} ×{count}" for reason, count in reasons.most_common()) or None
-    return out
-
-
-MEANS = ("alpha_weighted", "log_norm", "log_spectral_norm", "log_alpha_norm", "stable_rank", "mp_softrank")
-
-
-def _once(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    seen = set()
-    for row in rows:
-        key = row.get("content")
-        if key is None or key not in seen:
-            yield row
-        seen.add(key)
-
-
-def _enters(row: Mapping[str, Any]) -> bool:
-    return row.get("status") == "ok" and bool(row.get("trusted", True))
-
-
-def _reasons(row: Mapping[str, Any]) -> list[str]:
-    if row.get("status") != "ok":
-        return [str(row.get("status")).replace("_", " ")]
-    return [reason for reason in str(row.get("why", "")).split("; ") if reason]
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _values(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
-    return [float(row[name]) for row in rows if name in row]
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -33,7 +33,7 @@ log = logging.getLogger("scalespec.spectra")
 BLOCKS_PER_CPU = 8
 """Enough blocks to balance, few enough that their overhead is small."""
 
-HERE_S = 4.0
+HERE_S = 10.0
 """Seconds of work, by its estimate, up to which it is done in the driver: processes of Ray take as long to load their libraries."""
 
 COMMIT_S = 10.0
@@ -44,6 +44,8 @@ FILES_OPEN = 256
 
 PROCESS_BYTES = 400 << 20
 """What a task's process takes before its first matrix: Python, torch, pyarrow and scipy."""
+
+COLUMNS = frozenset(tables.SPECTRA.names)
 
 Key = tuple[str, int, str]
 """run_key, step, layer."""
@@ -179,7 +181,7 @@ def analyse_block(refs: Iterable[Reference], request: Request) -> list[dict[str,
             words = f"{type(error).__name__}: {error}"
             found = [{**base, "rows": sides[0], "cols": sides[-1], "status": "unreadable", "error": words}]
         for row in found:
-            known = {name: value for name, value in row.items() if name in tables.SPECTRA.names}
+            known = {name: value for name, value in row.items() if name in COLUMNS}
             rows += [{**known, "run_key": key, "step": step, "samples": samples} for key, step, samples in ref.owners]
     return rows
 
@@ -220,10 +222,7 @@ def stored(store: StudyStore) -> pa.Table:
             )
     if not parts:
         return tables.from_rows([], tables.SPECTRA)
-    table = pa.concat_tables(parts)
-    keys = list(zip(*(table[name].to_pylist() for name in tables.KEYS["spectra"]), strict=True))
-    last = {key: index for index, key in enumerate(keys)}
-    return table.take(pa.array(sorted(last.values())))
+    return tables.last_of_each_key(pa.concat_tables(parts), "spectra")
 
 
 def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
@@ -308,14 +307,6 @@ def summary_table(spectra: pa.Table) -> pa.Table:
 
     Rows are taken in the order of their keys: a mean depends on the order in its last digit, and parts are written as they come.
     """
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    light = tables.sorted_by_key(spectra.drop_columns(["eigenvalues"]), "spectra")
-    for row in light.to_pylist():
-        groups.setdefault((row["run_key"], row["step"], row["profile"]), []).append(row)
-    rows = []
-    for (run_key, step, profile), layers in groups.items():
-        found = {
-            name: value for name, value in spectral.summarize(layers).items() if name in tables.SPECTRA_SUMMARY.names
-        }
-        rows.append({**found, "run_key": run_key, "step": step, "profile": profile})
-    return tables.from_rows(rows, tables.SPECTRA_SUMMARY)
+    read = [name for name in spectral.summary.READ if name in spectra.column_names]
+    ordered = tables.sorted_by_key(spectra.select(read), "spectra").to_pandas()
+    return tables.from_frame(spectral.summaries(ordered), tables.SPECTRA_SUMMARY)

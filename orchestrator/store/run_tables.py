@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import read_manifest
-from scalespec.trainables.history import WEIGHTS
+from scalespec.trainables.commits import read_json, read_manifest
+from scalespec.trainables.files import Files
+from scalespec.trainables.history import WEIGHTS, History
 from scalespec.trainables.spec import RunSpec
+
+log = logging.getLogger("scalespec.store")
+
+RUNS_AT_ONCE = 500
+"""Runs whose curves are put in order together: their rows are held twice for that long."""
 
 RESULT_COLUMNS = [
     name
@@ -61,18 +69,38 @@ def _arrow_type(types: set[type]) -> pa.DataType:
     return pa.float64() if types <= {int, float} else pa.string()
 
 
+class Found(NamedTuple):
+    """What is committed of a run."""
+
+    history: History
+    result: Mapping[str, Any] | None
+
+
+def find(store: StudyStore, specs: Iterable[RunSpec]) -> dict[str, Found]:
+    """By run_key: each folder is listed once for all tables."""
+    files, out = store.files, {}
+    for spec in specs:
+        history = store.run(spec.run_key).history()
+        result = None if history.result_path is None else read_json(files, history.result_path)
+        whole = isinstance(result, dict) and isinstance(result.get("status"), str)
+        out[spec.run_key] = Found(history, result if whole else None)
+    return out
+
+
 def runs_table(
     store: StudyStore,
     specs: Sequence[RunSpec],
     mlflow_ids: Mapping[str, str] = MappingProxyType({}),
     price_per_hour: float | None = None,
     roles: Mapping[str, str] = MappingProxyType({}),
+    *,
+    found: Mapping[str, Found] | None = None,
 ) -> pa.Table:
-    """One row for every run of the present study that has a result."""
-    axes = axis_columns(specs)
+    """One row for every run of the present study that has a result. `found`: what `find` gave."""
+    axes, found = axis_columns(specs), find(store, specs) if found is None else found
     rows = []
     for spec in specs:
-        result = store.run(spec.run_key).result()
+        result = found[spec.run_key].result
         if result is None:
             continue
         row = {name: result.get(name) for name in RESULT_COLUMNS}
@@ -102,34 +130,74 @@ def runs_table(
     return tables.from_rows(rows, tables.with_axes(tables.RUNS, axes))
 
 
-def curves_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
-    """Every logged point of every run that has a result."""
-    parts = []
-    for spec in specs:
-        folder = store.run(spec.run_key)
-        if folder.result() is None:
-            continue
-        rows = [{key: value for key, value in row.items() if key != "time_ms"} for row in folder.metrics()]
-        parts.append(tables.from_rows(({"run_key": spec.run_key, **row} for row in rows), tables.CURVES))
+def with_mlflow_ids(runs: pa.Table, ids: Mapping[str, str]) -> pa.Table:
+    """The table with the runs' ids in MLflow, which are known after it was first written."""
+    at = runs.schema.get_field_index("mlflow_run_id")
+    column = pa.array([ids.get(key) for key in runs["run_key"].to_pylist()], pa.string())
+    return runs.set_column(at, runs.schema.field(at), column)
+
+
+def curves_table(store: StudyStore, specs: Sequence[RunSpec], *, found: Mapping[str, Found] | None = None) -> pa.Table:
+    """Every logged point of every run that has a result, in the order of its key."""
+    found = find(store, specs) if found is None else found
+    keys = sorted(spec.run_key for spec in specs if found[spec.run_key].result is not None)
+    parts = [
+        _curves(store.files, {key: found[key].history.metric_parts for key in keys[at : at + RUNS_AT_ONCE]})
+        for at in range(0, len(keys), RUNS_AT_ONCE)
+    ]
     return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
 
 
-def checkpoints_table(store: StudyStore, specs: Sequence[RunSpec]) -> pa.Table:
+def _curves(files: Files, paths: Mapping[str, Sequence[str]]) -> pa.Table:
+    """run_key → its parts, for some runs in order. Where two parts hold the same point, the later one counts."""
+    parts, run = [], []
+    for at, mine in enumerate(paths.values()):
+        for path in mine:
+            part = _part(files, path)
+            if part is not None:
+                parts.append(part)
+                run.append(np.full(part.num_rows, at))
+    if not parts:
+        return tables.from_rows([], tables.CURVES)
+    whole = pa.concat_tables(parts).combine_chunks()
+    names = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(run)), pa.array(list(paths), pa.string()))
+    whole = whole.drop_columns(["time_ms"]).add_column(0, tables.CURVES.field("run_key"), names.cast(pa.string()))
+    whole = whole.cast(tables.CURVES)
+    return tables.last_of_each_key(whole, "curves")
+
+
+def _part(files: Files, path: str) -> pa.Table | None:
+    """A metric part; a damaged one is named in the log and passed over."""
+    try:
+        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path))), tables.METRICS_PART)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read and is left out (%s)", path, error)
+        return None
+
+
+def checkpoints_table(
+    store: StudyStore, specs: Sequence[RunSpec], *, found: Mapping[str, Found] | None = None
+) -> pa.Table:
     """The committed analysis weights of every run, finished or not."""
-    return tables.from_rows((row for s in specs for row in checkpoint_rows(store, s.run_key)), tables.CHECKPOINTS)
+    found, files = find(store, specs) if found is None else found, store.files
+    rows = (_checkpoint_rows(files, spec.run_key, found[spec.run_key].history) for spec in specs)
+    return tables.from_rows((row for mine in rows for row in mine), tables.CHECKPOINTS)
 
 
 def checkpoint_rows(store: StudyStore, run_key: str) -> list[dict[str, Any]]:
     """The committed analysis weights of a run, as rows of the table."""
-    found = store.run(run_key).history().checkpoints.items()
-    rows = (checkpoint_row(store, run_key, step, path) for step, path in found)
+    return _checkpoint_rows(store.files, run_key, store.run(run_key).history())
+
+
+def _checkpoint_rows(files: Files, run_key: str, history: History) -> list[dict[str, Any]]:
+    rows = (checkpoint_row(files, run_key, step, path) for step, path in history.checkpoints.items())
     return [row for row in rows if row is not None]
 
 
-def checkpoint_row(store: StudyStore, run_key: str, step: int, path: str) -> dict[str, Any] | None:
+def checkpoint_row(files: Files, run_key: str, step: int, path: str) -> dict[str, Any] | None:
     """One of them, `path` its folder; None where its manifest cannot be read."""
     try:
-        facts: Any = read_manifest(store.files, path)
+        facts: Any = read_manifest(files, path)
         entry, losses = facts["files"][WEIGHTS], facts["metrics"]
         return {
             "run_key": run_key,

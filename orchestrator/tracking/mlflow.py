@@ -1,7 +1,7 @@
-"""MLflow as a view of the disk: what a study is there, and how it is brought into line with the disk, once or again.
+"""MLflow as a view of the disk: what is committed of runs is sent to it, by `tracking.recorder` and by `sync`.
 
 The study is a parent run and every run a child, found by tags, so that no restart makes a second one. Metric points carry
-the time at which they were logged and are sent once a (metric, step).
+the time at which they were logged and are sent once a (metric, step). Training neither waits for MLflow nor dies of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 
 from scalespec.analysis import tables
+from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.version import git_commit
+from scalespec.trainables.history import CLAIM, attempt_folder
 from scalespec.trainables.keys import keys_of
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import SECTIONS, RunSpec
@@ -76,6 +79,17 @@ def is_local_disk(path: str) -> bool:
     return not kind.lower().startswith(NETWORK_DISKS)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What was committed of a run and is not in MLflow yet."""
+
+    claim: str = ""
+    """Path of its first claim."""
+    parts: tuple[str, ...] = ()
+    """Paths of metric parts that no resume can take back."""
+    result: Mapping[str, Any] | None = None
+
+
 @dataclass
 class Tracker:
     """The MLflow side of one study."""
@@ -89,9 +103,10 @@ class Tracker:
     run_ids: dict[str, str] = field(default_factory=dict)
     _sent: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
-    _ended: set[str] = field(default_factory=set)
-    _parts: dict[str, set[str]] = field(default_factory=dict)
-    """run_key → metric parts that were sent."""
+    _written: bool = False
+    """Whether mlflow.json is there."""
+    _ended: dict[str, int] = field(default_factory=dict)
+    """run_key → when it ended, of runs that MLflow has whole."""
 
     def open(self) -> None:
         """Connects, and finds or makes the experiment and the parent run. Safe to repeat."""
@@ -118,26 +133,40 @@ class Tracker:
             self.parent_id = created.info.run_id
         for run in _all_children(client, self.experiment_id, self.parent_id):
             self.run_ids[run.data.tags[KEY_TAG]] = run.info.run_id
+            if run.info.status == "FINISHED":  # the last thing that is said of a run
+                self._ended[run.data.tags[KEY_TAG]] = run.info.end_time
         self.client = client
 
-    def record(self, specs: Sequence[RunSpec]) -> None:
-        """Sends what the disk has of these runs and MLflow has not."""
+    def record(self, specs: Sequence[RunSpec], told: Mapping[str, Told] = MappingProxyType({})) -> None:
+        """Sends what the disk has of these runs and MLflow has not; `told`: of which runs what that is, so that nobody looks."""
         self.open()
+        known = len(self.run_ids)
         for spec in specs:
-            if spec.run_key not in self._ended:
-                self._record_run(spec)
-        self.store.write_json("mlflow.json", {"uri": self.target.uri, "parent": self.parent_id, "runs": self.run_ids})
+            self._record_run(spec, told[spec.run_key] if spec.run_key in told else self._look(spec.run_key))
+        if len(self.run_ids) != known or not self._written:
+            ids = {"uri": self.target.uri, "parent": self.parent_id, "runs": self.run_ids}
+            self.store.write_json("mlflow.json", ids)
+            self._written = True
 
-    def _record_run(self, spec: RunSpec) -> None:
-        folder = self.store.run(spec.run_key)
-        result = folder.result()
-        claims = folder.claims()
-        if not claims and result is None:
+    def _look(self, run_key: str) -> Told:
+        """All that counts of a run; of one that MLflow has whole its result alone."""
+        found = watch.finished(self.store.files, run_key)
+        result = None if found is None else found[1]
+        if result is not None and self._has(run_key, result):
+            return Told(result=result)
+        seen = watch.Watcher(self.store).history(run_key)
+        claims = [f"runs/{run_key}/{attempt_folder(attempt)}/{CLAIM}" for attempt in seen.attempts]
+        return Told(next(iter(claims), ""), seen.settled_parts, result)
+
+    def _has(self, run_key: str, result: Mapping[str, Any]) -> bool:
+        return self._ended.get(run_key) == _end_of(result)
+
+    def _record_run(self, spec: RunSpec, told: Told) -> None:
+        if told == Told() or (told.result is not None and self._has(spec.run_key, told.result)):
             return
-        run_id = self._child(spec, claims)
-        known = self._parts.setdefault(spec.run_key, set())
-        parts = [part for part in folder.history().settled_parts if part not in known]
-        rows = [(row["metric"], row["step"], row["value"], row["time_ms"]) for row in folder.read_parts(parts)]
+        result, folder = told.result, self.store.run(spec.run_key)
+        run_id = self._child(spec, told)
+        rows = [(row["metric"], row["step"], row["value"], row["time_ms"]) for row in folder.read_parts(told.parts)]
         if result is not None:
             now = int(time.time() * 1000)
             final = {"final/val_loss": result.get("val_loss"), "final/val_loss_se": result.get("val_loss_se")}
@@ -145,7 +174,6 @@ class Tracker:
             final |= {"D": result["samples"], "C": result["flops_train"]}
             rows += [(name, result["steps"], float(value), now) for name, value in final.items() if value is not None]
         self._send(spec.run_key, rows)
-        known.update(parts)
         if result is not None:
             status = "FAILED" if result["status"] == "failed" else "FINISHED"
             self.client.set_tag(run_id, STATUS_TAG, result["status"])
@@ -153,13 +181,14 @@ class Tracker:
                 self.client.set_tag(run_id, ERROR_TAG, str(result["error"])[:5000])
             elif ERROR_TAG in self.client.get_run(run_id).data.tags:
                 self.client.delete_tag(run_id, ERROR_TAG)  # it failed in an earlier session
-            end = int((result["started_at"] + result["duration_s"]) * 1000)
-            self.client.set_terminated(run_id, status, end_time=end)
-            self._ended.add(spec.run_key)
+            self.client.set_terminated(run_id, status, end_time=_end_of(result))
+            if status == "FINISHED":
+                self._ended[spec.run_key] = _end_of(result)
 
-    def _child(self, spec: RunSpec, claims: Sequence[Mapping[str, Any]]) -> str:
+    def _child(self, spec: RunSpec, told: Told) -> str:
         if spec.run_key not in self.run_ids:
-            started = int(claims[0]["time"] * 1000) if claims else int(time.time() * 1000)
+            claim = self.store.read_json(told.claim) if told.claim else None
+            started = int((claim["time"] if claim else time.time()) * 1000)
             tags = {PARENT: self.parent_id, KEY_TAG: spec.run_key, "family_key": spec.family_key, **source_tags()}
             tags |= {f"axis.{name}": str(value) for name, value in axes_of(spec).items()}
             run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=spec.run_key)
@@ -245,6 +274,11 @@ class Tracker:
                 if Path(path, name).is_dir():
                     self.client.log_artifacts(self.parent_id, str(Path(path, name)), name)
         self.client.set_terminated(self.parent_id, status)
+
+
+def _end_of(result: Mapping[str, Any]) -> int:
+    """When a run ended [ms since epoch]."""
+    return int((result["started_at"] + result["duration_s"]) * 1000)
 
 
 def _all_children(client: Any, experiment_id: str, parent_id: str) -> Iterator[Any]:

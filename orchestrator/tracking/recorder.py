@@ -1,28 +1,35 @@
-"""The recorder: sends what a running study commits, beside training, which neither waits for MLflow nor dies of it."""
+"""What follows a running study for MLflow: a thread in the driver that is told what was committed and asks the disk for nothing else."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from scalespec.orchestrator.tracking.mlflow import Tracker
+from scalespec.orchestrator.store.watch import Event
+from scalespec.orchestrator.tracking.mlflow import Told, Tracker
 from scalespec.trainables.spec import RunSpec
 
 log = logging.getLogger("scalespec.tracking")
 
 PAUSE_S, RETRY_S = 2.0, 20.0
-"""Between two sendings: what comes in between goes together. After a failure it waits longer."""
+"""Seconds between two times that something is sent, and until the next try where that failed."""
 
 
 class Recorder:
-    """Sends, in a thread, what it is told has news, and looks at nothing else. What goes wrong reaches nobody; `problem` says it."""
+    """Sends what a running study commits, in a thread. Nothing that goes wrong here reaches training; `problem` says what did.
+
+    A run that was finished before anybody looked is told by its result alone: only of such a run the disk is asked for more.
+    """
 
     def __init__(self, tracker: Tracker | None, specs: Iterable[RunSpec] = ()) -> None:
         self.tracker, self.problem = tracker, ""
         self.specs = {spec.run_key: spec for spec in specs}
-        self._news: set[str] = set()
+        self._news: dict[str, Told] = {}
+        self._followed: set[str] = set()
+        """Runs of which everything was told, their first claim among it."""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
@@ -32,11 +39,20 @@ class Recorder:
         with self._lock:
             self.specs |= {spec.run_key: spec for spec in specs}
 
-    def take(self, run_keys: Iterable[str]) -> None:
-        """These runs have committed something. The first such word starts the thread."""
+    def take(self, events: Iterable[Event], results: Mapping[str, Mapping[str, Any]]) -> None:
+        """What was committed, and the results that are known. The first such word starts the thread."""
         # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
         with self._lock:
-            self._news |= set(run_keys)
+            for event in events:
+                told = self._news.get(event.run_key, Told())
+                if event.what == "claim":
+                    told = replace(told, claim=told.claim or event.path)
+                    self._followed.add(event.run_key)
+                elif event.what == "part":
+                    told = replace(told, parts=(*told.parts, event.path))
+                elif event.what == "result":
+                    told = replace(told, result=results[event.run_key])
+                self._news[event.run_key] = told
             start = bool(self._news) and self.tracker is not None and not self._thread.ident
         if start:
             self._thread.start()
@@ -44,16 +60,17 @@ class Recorder:
     def _follow(self) -> None:
         while True:
             with self._lock:
-                keys, self._news = self._news, set()
-                specs = [self.specs[key] for key in sorted(keys) if key in self.specs]
-            sent = self._try(lambda tracker: tracker.record(specs)) if specs else True  # noqa: B023
+                news, self._news = self._news, {}
+                specs = [self.specs[key] for key in sorted(news) if key in self.specs]
+                whole = {key: told for key, told in news.items() if key in self._followed}
+            sent = self._try(lambda tracker: tracker.record(specs, whole)) if specs else True  # noqa: B023
             if not sent:
                 with self._lock:
-                    self._news |= keys
+                    self._news = {key: _joined(news.get(key), self._news.get(key)) for key in {**news, **self._news}}
             if self._stop.wait(PAUSE_S if sent else RETRY_S):
                 return
 
-    def _try(self, action: Callable[[Tracker], Any]) -> bool:
+    def _try(self, action: Any) -> bool:
         assert self.tracker is not None
         try:
             action(self.tracker)
@@ -87,3 +104,10 @@ class Recorder:
     @property
     def run_ids(self) -> dict[str, str]:
         return {} if self.tracker is None else dict(self.tracker.run_ids)
+
+
+def _joined(before: Told | None, after: Told | None) -> Told:
+    """What was told in two parts."""
+    if before is None or after is None:
+        return before or after or Told()
+    return Told(before.claim or after.claim, before.parts + after.parts, after.result or before.result)

@@ -341,7 +341,7 @@ def test_doctor_leaves_nothing_behind(scalespec, tmp_path):
     before = contents(tmp_path)
     said = scalespec("doctor", path)
     assert said.code in (0, 1)
-    assert "✔ study: 2 runs" in said.out
+    assert "✔ study: task toy_task:Toy" in said.out
     assert "✔ storage" in said.out
     assert contents(tmp_path) == before
 

@@ -7,7 +7,7 @@ from trained import trained
 
 from scalespec.analysis import load
 from scalespec.orchestrator.conclude import analyze_study
-from scalespec.trainables.checkpoints import LocalFiles
+from scalespec.trainables.files import LocalFiles
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from scalespec.orchestrator.spectra.stage import (
 )
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
 from scalespec.orchestrator.store.run_tables import checkpoints_table
-from scalespec.trainables.checkpoints import manifest
+from scalespec.trainables.commits import manifest
 from scalespec.trainables.history import MANIFEST, WEIGHTS
 
 SMALL: dict[str, Any] = {
@@ -55,8 +55,8 @@ def study(done, tmp_path) -> Trained:
 
 
 def find(study: Trained, every: str = "checkpoint", profile: str = WW) -> list[Reference]:
-    table = checkpoints_table(study.store, study.specs)
-    return references(study.store, table.to_pylist(), every, done_keys(study.store, profile))
+    table = checkpoints_table(study.store, study.specs).to_pylist()
+    return references(study.store, table, every, done_keys(study.store, profile))
 
 
 def request_of(study: Trained, profile: str = WW) -> Request:

@@ -5,32 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mnist_files import NAMES, arrays, idx, written
 
 from scalespec.trainables.data.images import load, read_idx
 from scalespec.trainables.errors import TaskError
 from scalespec.trainables.spec import DataConfig
 
-NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def idx(array: np.ndarray) -> bytes:
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
-def arrays() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        name: rng.integers(0, 256, (count, 28, 28)) if "images" in name else rng.integers(0, 10, count)
-        for name, count in zip(NAMES, (50, 50, 20, 20))
-    }
-
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for name, array in arrays().items():
-        (tmp_path / name).write_bytes(idx(array))
-    return tmp_path
+    return written(tmp_path)
 
 
 def of(folder: Path, limit: int | None = None):
