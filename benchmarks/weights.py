@@ -25,7 +25,7 @@ from scalespec.analysis import spectral
 from scalespec.orchestrator.spectra import stage
 from scalespec.orchestrator.spectra.tensors import TensorFile
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import read_committed
+from scalespec.trainables.commits import read_committed
 from scalespec.trainables.files import LocalFiles
 
 LAYER, SIDE = "small.weight", 64

@@ -233,10 +233,10 @@ def ui(
 ) -> None:
     """Open the MLflow UI on this study's store, on loopback."""
     from scalespec.orchestrator.conclude import open_study
-    from scalespec.orchestrator.tracking import recorder as tracking
+    from scalespec.orchestrator.tracking.mlflow import target_of
 
     loaded, store = open_study(study_dir)
-    target = tracking.target_of(store, loaded.tracking.uri)
+    target = target_of(store, loaded.tracking.uri)
     if target is None:
         raise InputError(
             f"{study_dir} has no MLflow store of its own; sync it to a server with --tracking-uri and open that"

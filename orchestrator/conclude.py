@@ -21,7 +21,8 @@ from scalespec.orchestrator.store import run_tables, watch
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes, read_text
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.study.study import Study
-from scalespec.orchestrator.tracking import recorder as tracking
+from scalespec.orchestrator.tracking.mlflow import Tracker, target_of
+from scalespec.orchestrator.tracking.recorder import Recorder
 
 log = logging.getLogger("scalespec.conclude")
 
@@ -30,7 +31,7 @@ def conclude(
     study: Study,
     asks: Sequence[Decided],
     store: StudyStore,
-    recorder: tracking.Recorder,
+    recorder: Recorder,
     problems: Sequence[str] = (),
 ) -> Outcome:
     """Tables, laws, report and MLflow, from what is on disk. What fails of the report costs neither tables nor MLflow."""
@@ -97,21 +98,21 @@ def open_study(folder: str) -> tuple[Study, StudyStore]:
 def analyze_study(folder: str) -> Outcome:
     """Tables, laws and report again, from what is on disk."""
     study, store = open_study(folder)
-    return conclude(study, ask_log.read(store), store, tracking.Recorder(None))
+    return conclude(study, ask_log.read(store), store, Recorder(None))
 
 
 def sync_study(folder: str, uri: str | None) -> tuple[int, str]:
     """Brings MLflow into line with the disk. Returns the number of runs there, and where it is. Safe to repeat."""
     study, store = open_study(folder)
-    target = tracking.target_of(store, uri or study.tracking.uri)
+    target = target_of(store, uri or study.tracking.uri)
     if target is None:
         raise InputError(
             f"{folder} is not on a local disk, so SQLite cannot be used there; name a server with --tracking-uri"
         )
-    tracker = tracking.Tracker(store, target, study.name)
+    tracker = Tracker(store, target, study.name)
     asks = ask_log.read(store)
     specs = ask_log.specs(asks)
-    recorder = tracking.Recorder(tracker, specs)
+    recorder = Recorder(tracker, specs)
     summary = store.read_table("spectra_summary")
     laws = store.read_json("laws.json") or []
     found = watch.results(store, [spec.run_key for spec in specs])

@@ -97,19 +97,27 @@ def _hardware() -> Iterator[Finding]:
 
 
 def _study(path: str) -> Iterator[Finding]:
+    from scalespec.orchestrator.design.stages import Stages
     from scalespec.orchestrator.store.files import StorageError, check_writable, study_root
     from scalespec.orchestrator.store.folder import StudyStore, free_bytes
-    from scalespec.orchestrator.study import grid
+    from scalespec.orchestrator.study import own_task
+    from scalespec.orchestrator.study.expand import Expander
     from scalespec.orchestrator.study.file import load_study
-    from scalespec.orchestrator.tracking import recorder as tracking
+    from scalespec.orchestrator.tracking.mlflow import target_of
+    from scalespec.trainables.task import BUILT_IN
 
     try:
-        study = load_study(path)
-        points = grid.expand(study)
+        study, points = load_study(path), Expander()
+        if study.task["name"] in BUILT_IN:
+            runs, further = Stages(study, points).known()
+            more = f", at most {further} more" if further else ""
+            said = f"{len(runs)} runs{more}, data of {len(points.prepared)} kinds read"
+        else:  # to count its runs would be to run its code
+            said = f"{own_task.admit(path, study.task['name'])[1]}, not imported here; scalespec plan reads its data"
     except InputError as error:
         yield Finding("study", False, str(error), "mend the study file")
         return
-    yield Finding("study", True, f"{len(points.runs)} runs, data of {len(points.prepared)} kinds read")
+    yield Finding("study", True, said)
     try:
         store = StudyStore(study_root(study.storage, study.name))
         absent = _absent(store.local_path)
@@ -128,7 +136,7 @@ def _study(path: str) -> Iterator[Finding]:
         yield Finding(
             "disk", free > ENOUGH_DISK, f"{free / 2**30:.1f} GiB free", "free some space, or choose another storage"
         )
-    target = tracking.target_of(store, study.tracking.uri)
+    target = target_of(store, study.tracking.uri)
     if target is None:
         yield Finding("tracking", True, "no live tracking on this storage; `scalespec sync` writes it afterwards")
     elif target.uri.startswith("http"):

@@ -34,7 +34,8 @@ from scalespec.orchestrator.study.plan import Plan
 from scalespec.orchestrator.study.resources import Machine
 from scalespec.orchestrator.study.study import Study
 from scalespec.orchestrator.terminal.progress import Progress, duration, say
-from scalespec.orchestrator.tracking import recorder as tracking
+from scalespec.orchestrator.tracking.mlflow import Tracker, target_of
+from scalespec.orchestrator.tracking.recorder import Recorder
 from scalespec.trainables.spec import RunSpec
 
 LOOK_S = 1.0
@@ -93,10 +94,10 @@ class Driver:
         self.problems: list[str] = []
         self._news = True
         """Whether something has come that the design has not seen."""
-        target = tracking.target_of(store, study.tracking.uri)
+        target = target_of(store, study.tracking.uri)
         if target is None:
             say("tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later")  # fmt: skip
-        self.recorder = tracking.Recorder(None if target is None else tracking.Tracker(store, target, study.name))
+        self.recorder = Recorder(None if target is None else Tracker(store, target, study.name))
         self.spectra = Follower(store, study.spectra.every, study.spectra.profile, study.spectra.vectors)
 
     def train(self) -> None:
@@ -189,7 +190,7 @@ class Driver:
                 self.results[key], steps[key], self._news = result, int(result.get("steps") or 0), True
                 said = f" ({result['error']})" if result.get("error") else ""
                 self.progress.finished(key, f"{result['status']}{said}")
-        self.recorder.take({event.run_key for event in events})
+        self.recorder.take(events, self.watcher.results)
         self.spectra.take(events, steps)
 
     def _tables(self, points: Sequence[RunSpec], needs: Collection[str]) -> Mapping[str, pd.DataFrame] | None:

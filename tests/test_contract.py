@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 from scalespec.analysis import tables
+from scalespec.orchestrator.design import log
+from scalespec.orchestrator.design.ask import Decided
 
 CONTRACT = Path(__file__).parents[1] / "docs" / "contract.md"
 SHOWN = {
@@ -43,3 +45,13 @@ def test_the_contract_names_version_and_statuses():
     assert f"schema_version {tables.SCHEMA_VERSION}" in text
     for word in (*tables.RUN_STATUSES, *tables.ERROR_REASONS, *tables.SPECTRUM_STATUSES, *tables.FIT_STATUSES):
         assert f"`{word}`" in text, word
+
+
+def test_the_contract_names_the_keys_of_an_ask():
+    found = re.search(r"^    \{(schema_version, number, .*)\}$", CONTRACT.read_text(), re.MULTILINE)
+    assert found
+    assert set(found[1].split(", ")) == set(log.to_json(Decided()))
+
+
+def test_the_contract_names_every_table():
+    assert f"tables/{{{','.join(tables.TABLES)}}}.parquet" in CONTRACT.read_text()

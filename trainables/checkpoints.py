@@ -8,23 +8,20 @@ claim; `trainables.history` says what counts of older ones.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any
 
-import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor
 
+from scalespec.trainables.commits import manifest, read_committed, read_manifest
 from scalespec.trainables.files import Files, LocalFiles
 from scalespec.trainables.history import (
     CLAIM,
@@ -38,20 +35,15 @@ from scalespec.trainables.history import (
     attempt_of,
     before,
     history,
-    is_claim,
     step_folder,
 )
 from scalespec.trainables.io import Media, State, ValRows
-
-log = logging.getLogger("scalespec.checkpoints")
+from scalespec.trainables.record import Codec, Row, RunRecord
 
 STATES_KEPT = 2
 
 MEDIA = {"image": "png", "text": "txt", "table": "json"}
 """Kind of a medium → ending of its file."""
-
-Row = dict[str, Any]
-"""One metric point: step, samples, flops, metric, value, time_ms."""
 
 
 class FencedError(RuntimeError):
@@ -66,75 +58,11 @@ class DamagedError(RuntimeError):
         self.step = step
 
 
-class Codec(Protocol):
-    """How rows become files; the orchestrator's is Parquet."""
-
-    suffix: str
-
-    def encode_metrics(self, rows: Sequence[Row]) -> bytes: ...
-
-    def decode_metrics(self, data: bytes) -> list[Row]: ...
-
-    def encode_val(self, val: ValRows) -> bytes: ...
-
-
-class JsonCodec:
-    """One JSON object a line: no dependency, readable anywhere."""
-
-    suffix = "jsonl"
-
-    def encode_metrics(self, rows: Sequence[Row]) -> bytes:
-        return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-    def decode_metrics(self, data: bytes) -> list[Row]:
-        return [json.loads(line) for line in data.decode().splitlines()]
-
-    def encode_val(self, val: ValRows) -> bytes:
-        correct = np.full(len(val.loss), np.nan) if val.correct is None else val.correct
-        rows = (
-            {
-                "example_id": i,
-                "half": "select" if s else "report",
-                "loss": float(x),
-                "correct": None if np.isnan(c) else float(c),
-            }
-            for i, (x, c, s) in enumerate(zip(val.loss, correct, val.select, strict=True))
-        )
-        return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def manifest(
-    files: Mapping[str, bytes],
-    facts: Mapping[str, Any],
-    tensors: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
-) -> bytes:
-    """The commit record of a set of files. `tensors`: those in a safetensors file, so that one read by range can be verified."""
-    entries: dict[str, dict[str, Any]] = {}
-    for name, data in files.items():
-        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        if name in tensors:
-            header = data[: 8 + int.from_bytes(data[:8], "little")]
-            entries[name]["header"] = {"bytes": len(header), "sha256": hashlib.sha256(header).hexdigest()}
-            entries[name]["tensors"] = {key: _sha256(value) for key, value in sorted(tensors[name].items())}
-    return json.dumps({"schema_version": 1, **facts, "files": entries}, indent=1).encode()
-
-
-def _sha256(tensor: Tensor) -> str:
-    """Of the bytes that safetensors stores."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
-
-
-class RunFolder:
-    """`RunIO` in one folder of a file store: a run, or a family's trunk.
-
-    Reads what counts of all attempts (`trainables.history`) and commits below the folder of its own. Without a claim it may
-    read; its first commit takes one.
-    """
+class RunFolder(RunRecord):
+    """`RunIO`: an attempt at a run, which commits below a folder of its own. Without a claim it may read; its first commit takes one."""
 
     def __init__(self, files: Files, folder: str, codec: Codec | None = None) -> None:
-        self.files, self.folder, self.codec = files, folder, codec or JsonCodec()
-        self.attempt: int | None = None
+        super().__init__(files, folder, codec)
         self.facts: dict[str, Any] = {}
         """What the result says beside what the loop knows."""
         self._rows: list[Row] = []
@@ -150,11 +78,6 @@ class RunFolder:
         """The folder of this attempt."""
         assert self.attempt is not None, "claim first"
         return f"{self.folder}/{attempt_folder(self.attempt)}"
-
-    def claims(self) -> list[dict[str, Any]]:
-        """The attempts so far, oldest first."""
-        found = ((number, self._json(f"{attempt_folder(number)}/{CLAIM}")) for number in self._numbers())
-        return [{**claim, "attempt": number} for number, claim in found if is_claim(claim)]
 
     def claim(self, session: str) -> int:
         """Takes the next attempt number, going on from the newest valid state; nothing that older attempts write later counts."""
@@ -305,120 +228,19 @@ class RunFolder:
 
     # -- reading back -------------------------------------------------------------------------------------------------
 
-    def history(self) -> History:
-        """What counts, seen from this attempt; without a claim, from the newest one. Paths are those of `files`."""
-        paths = self.files.walk(self.folder)
-        newest, claim = self._deciding(paths)
-        return history(paths, {newest: claim}, f"{self.folder}/")
-
-    def _deciding(self, paths: Sequence[str]) -> tuple[int, Any]:
-        """The newest claim that can be read, with its number; of this attempt's predecessors its own claim decides."""
-        numbers = {number: path for path in paths if (number := _claimed(path)) and number <= (self.attempt or number)}
-        for number in sorted(numbers, reverse=True):
-            if is_claim(claim := self._json(numbers[number])):
-                return number, claim
-        return 0, None
-
-    def _numbers(self) -> list[int]:
-        """Attempt numbers in the folder, claimed or about to be, in order."""
-        return sorted(n for name in self.files.names(self.folder) if (n := attempt_of(name)) is not None)
-
-    def _json(self, path: str) -> Any:
-        return read_json(self.files, f"{self.folder}/{path}")
-
-    def result(self) -> dict[str, Any] | None:
-        """The committed result, or None. A result of an attempt that has been replaced is none."""
-        for number in reversed(self._numbers()):
-            if number <= (self.attempt or number) and is_claim(self._json(f"{attempt_folder(number)}/{CLAIM}")):
-                found = self._json(f"{attempt_folder(number)}/{RESULT}")
-                return found if isinstance(found, dict) and isinstance(found.get("status"), str) else None
-        return None
-
     def metrics(self, seen: History | None = None) -> list[Row]:
-        """All points that count and those still in memory, one a (step, metric), by step. `seen`: a history read before."""
-        rows = [*self.read_parts((seen or self.history()).metric_parts), *self._rows]
+        """All points that count, and those still in memory."""
+        rows = [*super().metrics(seen), *self._rows]
         points = {(row["step"], row["metric"]): row for row in rows}
         return [points[key] for key in sorted(points)]
 
-    def read_parts(self, paths: Iterable[str]) -> Iterator[Row]:
-        """The points in metric parts; a damaged part is named in the log and passed over."""
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                data = self.files.read(path)
-                try:
-                    rows = self.codec.decode_metrics(data)
-                    if not all(row.keys() >= {"step", "metric", "value"} for row in rows):
-                        raise ValueError("not rows of metrics")
-                except (OSError, ValueError, KeyError, AttributeError) as error:  # pyarrow has OSErrors for damage
-                    log.warning("%s is damaged and left out (%s)", path, error)
-                    continue
-                yield from rows
-
     def load_latest(self, at_most: int | None = None) -> State | None:
+        """As of the record; the state that the claim took over is in memory already."""
         held, self._held = dict(self._held), {}
         for at in sorted({*self.history().states, *held}, reverse=True):
             if (at_most is None or at.step <= at_most) and (found := held.get(at) or self._state(at)) is not None:
                 return found
         return None
-
-    def _state(self, at: StatePath) -> State | None:
-        found = read_committed(self.files, at.path)
-        if found is None or not isinstance(found[0].get("meta"), dict) or STATE not in found[1]:
-            return None
-        try:
-            return State(at.step, safetensors.torch.load(found[1][STATE]), found[0]["meta"])
-        except (safetensors.SafetensorError, ValueError, KeyError):
-            return None
-
-    def checkpoint_steps(self) -> list[int]:
-        return list(self.history().checkpoints)
-
-
-def _claimed(path: str) -> int | None:
-    folder, _, name = path.partition("/")
-    return attempt_of(folder) if name == CLAIM else None
-
-
-def read_json(files: Files, path: str) -> Any:
-    """The value in a JSON file; None where it is absent or damaged. Storage that does not answer is an OSError, not damage."""
-    try:
-        return json.loads(files.read(path))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-
-
-def read_committed(files: Files, folder: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """The manifest and the files of a commit, or None where it is incomplete, truncated or altered.
-
-    Raises OSError for storage that does not answer: taking that for damage would throw away what is committed.
-    """
-    facts = read_manifest(files, folder)
-    if facts is None:
-        return None
-    contents: dict[str, bytes] = {}
-    for name, entry in facts["files"].items():
-        try:
-            data = files.read(f"{folder}/{name}")
-        except FileNotFoundError:
-            return None
-        if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            return None
-        contents[name] = data
-    return facts, contents
-
-
-def read_manifest(files: Files, folder: str) -> dict[str, Any] | None:
-    """A commit's manifest; None where it is absent, damaged or of another shape."""
-    facts = read_json(files, f"{folder}/{MANIFEST}")
-    entries = facts.get("files") if isinstance(facts, dict) else None
-    if not isinstance(entries, dict):
-        return None
-    for name, entry in entries.items():
-        if "/" in name or not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
-            return None
-        if not isinstance(entry.get("sha256"), str):
-            return None
-    return cast(dict[str, Any], facts)
 
 
 def local_run(folder: str | os.PathLike[str]) -> RunFolder:

@@ -258,8 +258,12 @@ def canonical(value: Any) -> Any:
     return value
 
 
-def differing(config: Any) -> dict[str, Any]:
-    """What of a dataclass enters the identity: hashed keys whose value is not the one that they were born with."""
+@functools.lru_cache(maxsize=4096)
+def differing(config: Any) -> Mapping[str, Any]:
+    """What of a frozen dataclass enters the identity: hashed keys whose value is not the one that they were born with.
+
+    Ten thousand runs share a few sections, so each is looked at once.
+    """
     out: dict[str, Any] = {}
     for found in keys_of(type(config)).values():
         value = getattr(config, found.name)

@@ -200,7 +200,7 @@ class RunSpec:
             "options": options,
             "optim": differing(self.optim),
             "schedule": differing(self.schedule),
-            "train": differing(self.train)
+            "train": dict(differing(self.train))
             | ({"workers": self.train.workers} if self.random_forward and self.train.workers != 1 else {}),
         }
         return {
@@ -239,6 +239,7 @@ class RunSpec:
     def from_json(cls, data: Mapping[str, Any]) -> RunSpec:
         """The spec written by `to_json`, of this version or another: what is missing is what it was when introduced.
 
+        A section may have been restored before.
         Raises TypeError naming what is unknown, or needed and missing.
         """
         known = {f.name: f for f in dataclasses.fields(cls)}
@@ -247,7 +248,10 @@ class RunSpec:
         for name, f in known.items():
             if name not in data and f.default is MISSING and f.default_factory is MISSING:
                 raise TypeError(f"RunSpec: {name} is missing")
-        sections = {name: restored(section, data[name]) for name, section in SECTIONS.items()}
+        sections = {
+            name: data[name] if isinstance(data[name], section) else restored(section, data[name])
+            for name, section in SECTIONS.items()
+        }
         return cls(**{**data, "data_fraction": Fraction(data["data_fraction"]), **sections})
 
 

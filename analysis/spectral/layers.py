@@ -1,4 +1,4 @@
-"""From a tensor to rows, and from rows to one line a checkpoint: fused tensors split, tied ones counted once, costs known."""
+"""From a tensor to rows: fused tensors split, contents named, costs known."""
 
 from __future__ import annotations
 

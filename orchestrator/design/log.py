@@ -16,7 +16,8 @@ import pyarrow as pa
 from scalespec.analysis import tables
 from scalespec.orchestrator.design.ask import Ask, Decided
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.spec import RunSpec
+from scalespec.trainables.keys import restored
+from scalespec.trainables.spec import SECTIONS, RunSpec
 
 FOLDER = "asks"
 
@@ -97,10 +98,22 @@ def to_json(ask: Decided) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> Decided:
     """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for another shape."""
+    sections: dict[str, Any] = {}
+
+    def section(name: str, value: Any) -> Any:
+        """Equal sections are read once and are one object."""
+        if name not in SECTIONS:
+            return value
+        text = f"{name} {json.dumps(value)}"
+        if text not in sections:
+            sections[text] = restored(SECTIONS[name], value)
+        return sections[text]
+
+    shared = {name: section(name, value) for name, value in data["shared"].items()}
     points = []
     for point in data["points"]:
-        fields = {key: value for key, value in point.items() if key != "run_key"}
-        points.append(RunSpec.from_json({**data["shared"], **fields}))
+        own = {name: section(name, value) for name, value in point.items() if name != "run_key"}
+        points.append(RunSpec.from_json({**shared, **own}))
     facts = {name: data[name] for name in FACTS}
     facts |= {"seen": tuple(data["seen"]), "supersedes": tuple(data["supersedes"])}
     return Decided(**facts, points=tuple(points))

@@ -70,17 +70,20 @@ def connected(address: str | None = None, paths: Sequence[str] = ()) -> Iterator
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=cpus_here(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            _check_listening(address)
-            ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
+        # Ray puts the folder in which it is started first on the path of its workers: whatever lies there, such as a yaml.py
+        # in a folder that was sent to somebody, would hide what is installed
+        with contextlib.chdir("/"):
+            if address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus_here(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **quiet,
+                )
+            else:
+                _check_listening(address)
+                ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
     except Exception as error:  # Ray raises whatever its processes did, a plain Exception where one took too long
         where = f" at {address}" if address else ""
         words = next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -10,7 +10,9 @@ Three processes import this module before a worker trains anything, so torch and
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
+import os
 import socket
 import threading
 import uuid
@@ -52,6 +54,8 @@ class Settings:
     code_version: str | None
     fingerprint: str
     """Of the driver's own source: a worker with another one must not train."""
+    folder: str = "/"
+    """Where the driver was started: relative paths of a study mean the same to its workers, on every node that has this folder."""
 
 
 class Lanes:
@@ -234,6 +238,8 @@ def work(config: dict[str, Any]) -> None:
     if group.total(torch.tensor([int(differs)], device=group.device)).item():
         return  # the whole group, or the others would wait for the one that has left
     torch.set_num_threads(config["threads"])
+    with contextlib.suppress(OSError):
+        os.chdir(config["folder"])
 
     def tell(folder: str, what: str) -> None:
         queue.tell.remote(lane, folder, what)

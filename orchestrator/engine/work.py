@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from scalespec.orchestrator.engine import jobs
@@ -49,7 +50,9 @@ class Work:
         self.planned = planned if self.planned is None else self.planned.followed_by(planned)
         if self._lanes is None:
             use = (self.machine.cpus_per_worker, self.found.gpus > 0)
-            self._lanes = Lanes(Settings(self.root, self.session, *use, code_version(), fingerprint()), self.machine)
+            self._lanes = Lanes(
+                Settings(self.root, self.session, *use, code_version(), fingerprint(), os.getcwd()), self.machine
+            )
         self._lanes.add(jobs.with_jobs(planned.units, grid, asked))
         self.queued |= keys
         return planned

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import FencedError, RunFolder, read_json
+from scalespec.trainables.checkpoints import FencedError, RunFolder
+from scalespec.trainables.commits import read_json
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.group import Group

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from scalespec.orchestrator.spectra import stage
@@ -17,6 +18,9 @@ from scalespec.trainables.spec import RunSpec
 
 log = logging.getLogger("scalespec.spectra")
 
+TRIES, RETRY_S = 3, 5.0
+"""A pass that fails is repeated after a pause; what has failed so often in a row waits for the pass after training."""
+
 Row = dict[str, Any]
 """A row of the checkpoints table."""
 
@@ -28,7 +32,6 @@ class Follower:
         """`every`: checkpoint | last | never."""
         self.store, self.every = store, every
         self.request = stage.Request(store.root, profile, vectors)
-        self.problems: list[str] = []
         self._specs: dict[str, RunSpec] = {}
         self._steps: dict[str, int] = {}
         """run_key → steps of a finished run."""
@@ -38,6 +41,8 @@ class Follower:
         self._complete: set[str] = set()
         """Finished runs whose every checkpoint has been looked at."""
         self._done: set[stage.Key] | None = None
+        self._layers: dict[tuple[Any, ...], set[str]] = {}
+        """Model → its layers; they are the same in all its runs."""
         self._lent, self._computing, self._stop = 0, False, False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._follow, name="spectra", daemon=True)
@@ -88,38 +93,47 @@ class Follower:
         if self._thread.ident:
             self._thread.join()
         if self.every != "never":
-            self._dirty |= {*self._rows, *self._steps} - self._complete
-            self._pass(cpus, lent=False)
+            self._compute({*self._rows, *self._steps} - self._complete, cpus, lent=False)
 
     def _follow(self) -> None:
+        failures = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stop or (self._lent and self._dirty))
                 if self._stop:
                     return
                 cpus, self._computing = self._lent, True
+                keys, self._dirty = self._dirty, set()
             try:
-                self._pass(cpus, lent=True)
+                self._compute(keys, cpus, lent=True)
+                failures = 0
             except Exception:  # nothing is lost: the pass after training finds what this one left
                 log.exception("spectra while training")
+                failures += 1
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stop, RETRY_S)
+                    self._dirty |= keys if failures < TRIES else set()
             finally:
                 with self._changed:
                     self._computing = False
 
-    def _pass(self, cpus: int, *, lent: bool) -> None:
-        """Computes what the runs with news have that is not computed yet."""
+    def _compute(self, keys: Set[str], cpus: int, *, lent: bool) -> None:
+        """Computes what these runs have that is not computed yet."""
         if self._done is None:
             self._done = stage.done_keys(self.store, self.request.profile)
         with self._changed:
-            keys, self._dirty = self._dirty, set()
             finished = {key for key in keys if key in self._steps}
-        for key in finished - set(self._rows):
-            # finished before this driver began: looked at only where something is missing
-            if not self._expected(key) <= {step for run, step, _ in self._done if run == key}:
-                self._rows[key] = {row["step"]: row for row in run_tables.checkpoint_rows(self.store, key)}
-        last = self.every == "last"
-        rows = [row for key in keys if not last or key in finished for row in self._rows.get(key, {}).values()]
-        refs = stage.references(self.store, rows, self.every, self._done)
+            rows = {key: dict(self._rows.get(key, {})) for key in keys}
+        for key in finished:
+            # finished before this driver began, or told of while the storage was away: looked at only where something is missing
+            if not self._expected(key) <= rows[key].keys() and not self._has_all(key):
+                rows[key] = {row["step"]: row for row in run_tables.checkpoint_rows(self.store, key)}
+                names = {name for name, _, _ in stage.layers_of(self.store, list(rows[key].values()))}
+                self._layers[_model(self._specs[key])] = names
+        wanted = finished if self.every == "last" else keys
+        refs = stage.references(
+            self.store, (row for key in wanted for row in rows[key].values()), self.every, self._done
+        )
         if refs:
             if not lent:
                 say(f"spectra: {len(refs)} matrices")
@@ -131,6 +145,17 @@ class Follower:
             for key in finished:
                 self._rows.pop(key, None)
 
+    def _has_all(self, key: str) -> bool:
+        """Whether a finished run has all its rows, as far as can be told without looking into its folder."""
+        layers = self._layers.get(_model(self._specs[key]))
+        if not layers or self._done is None:
+            return False
+        return {(key, step, layer) for step in self._expected(key) for layer in layers} <= self._done
+
     def _expected(self, key: str) -> set[int]:
         steps = checkpoint_steps(self._steps[key], self._specs[key].train.checkpoints)
         return set(steps if self.every == "checkpoint" else steps[-1:])
+
+
+def _model(spec: RunSpec) -> tuple[Any, ...]:
+    return spec.task, spec.task_version, spec.width, json.dumps(dict(spec.options), sort_keys=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalespec.trainables.checkpoints import read_manifest
+from scalespec.trainables.commits import read_manifest
 from scalespec.trainables.files import Files
 
 DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

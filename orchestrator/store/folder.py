@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store.files import open_files
-from scalespec.trainables.checkpoints import Row, RunFolder, read_json
+from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.commits import read_json
 from scalespec.trainables.files import Files, LocalFiles
 from scalespec.trainables.io import ValRows
+from scalespec.trainables.record import Row
 from scalespec.trainables.spec import RunSpec
 
 
@@ -59,7 +62,7 @@ class StudyStore:
     root: str
     """Absolute path or URI of STORAGE/STUDY."""
 
-    @property
+    @functools.cached_property
     def files(self) -> Files:
         return open_files(self.root)
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import read_json
+from scalespec.trainables.commits import read_json
 from scalespec.trainables.files import Files
 
 HEARTBEAT_S, WATCH_S = 10.0, 35.0

@@ -15,7 +15,7 @@ import pyarrow as pa
 from scalespec.analysis import tables
 from scalespec.orchestrator.store import watch
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import read_json, read_manifest
+from scalespec.trainables.commits import read_json, read_manifest
 from scalespec.trainables.files import Files
 from scalespec.trainables.history import WEIGHTS, History
 from scalespec.trainables.spec import RunSpec

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from scalespec.orchestrator.store.folder import StudyStore
-from scalespec.trainables.checkpoints import read_json
+from scalespec.trainables.commits import read_json
 from scalespec.trainables.files import Files
 from scalespec.trainables.history import CLAIM, RESULT, History, attempt_folder, attempt_of, history, is_claim
 

@@ -24,23 +24,23 @@ def admit(study_file: str | os.PathLike[str], task: str) -> tuple[list[str], str
         return [], ""
     folder = str(Path(study_file).resolve().parent)
     beside = importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [folder])
-    if beside is not None:
-        if folder not in sys.path:
-            sys.path.append(folder)
-        origin = _file(Path(folder), module)
-    else:
-        found = importlib.util.find_spec(module.partition(".")[0])
-        if found is None:
-            raise InputError(
-                f"task {task!r}: no module {module} beside {study_file}, nor installed; put {module.replace('.', '/')}.py there"
-            )
-        origin = Path(found.origin) if found.origin else None
-    if origin is None or not origin.is_file():
-        return [folder] if beside else [], f"task {task}"
+    if beside is not None and folder not in sys.path:
+        sys.path.append(folder)
+    found = beside or importlib.util.find_spec(module.partition(".")[0])
+    origin = None if found is None else _source(found, module)
+    if origin is None:
+        raise InputError(
+            f"task {task!r}: no module {module} beside {study_file}, nor installed; put {module.replace('.', '/')}.py there"
+        )
     digest = hashlib.sha256(origin.read_bytes()).hexdigest()[:12]
     return [folder] if beside else [], f"task {task}: {origin} (sha256 {digest}…)"
 
 
-def _file(folder: Path, module: str) -> Path | None:
-    path = folder.joinpath(*module.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+def _source(top: importlib.machinery.ModuleSpec, module: str) -> Path | None:
+    """The file of a module inside the package `top`, found without importing anything."""
+    rest = module.split(".")[1:]
+    if not rest:
+        return Path(top.origin) if top.origin and Path(top.origin).is_file() else None
+    paths = (Path(folder, *rest) for folder in top.submodule_search_locations or ())
+    files = (file for path in paths for file in (path / "__init__.py", path.with_suffix(".py")))
+    return next((file for file in files if file.is_file()), None)

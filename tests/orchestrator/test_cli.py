@@ -278,7 +278,7 @@ def test_ui_serves_the_study_s_own_store_on_loopback(scalespec, study, monkeypat
 
 
 def test_ui_without_a_store_of_its_own_says_what_to_do(refused, study, monkeypatch):
-    monkeypatch.setattr("scalespec.orchestrator.tracking.recorder.is_local_disk", lambda path: False)
+    monkeypatch.setattr("scalespec.orchestrator.tracking.mlflow.is_local_disk", lambda path: False)
     assert "--tracking-uri" in refused("ui", study)
 
 
@@ -341,7 +341,7 @@ def test_doctor_leaves_nothing_behind(scalespec, tmp_path):
     before = contents(tmp_path)
     said = scalespec("doctor", path)
     assert said.code in (0, 1)
-    assert "✔ study: 2 runs" in said.out
+    assert "✔ study: task toy_task:Toy" in said.out
     assert "✔ storage" in said.out
     assert contents(tmp_path) == before
 

@@ -7,7 +7,7 @@ from trained import trained
 
 from scalespec.analysis import load
 from scalespec.orchestrator.conclude import analyze_study
-from scalespec.trainables.checkpoints import LocalFiles
+from scalespec.trainables.files import LocalFiles
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_law_on_disk_has_the_draws_it_was_fitted_with(study):
 def test_laws_are_written_last_and_a_cut_before_them_is_noticed(study, monkeypatch):
     """Killed between the two files, the draws are new and the laws old: they are not mixed, and analyzing again mends it."""
     analyze_study(str(study))
-    victim = next(path for path in (study / "runs").iterdir())
+    victim = next((study / "runs").glob("*/*/result.json"))
     written: list[str] = []
     write = LocalFiles.write
 
@@ -43,8 +43,8 @@ def test_laws_are_written_last_and_a_cut_before_them_is_noticed(study, monkeypat
         written.append(path)
         write(self, path, data)
 
-    result = (victim / "result.json").read_text()
-    (victim / "result.json").unlink()
+    result = victim.read_text()
+    victim.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(LocalFiles, "write", cut)
         with pytest.raises(KeyboardInterrupt):
@@ -52,6 +52,6 @@ def test_laws_are_written_last_and_a_cut_before_them_is_noticed(study, monkeypat
     assert written[-1] == "laws.parquet"
     with pytest.warns(UserWarning, match="does not belong to"):
         assert load(study).law("chinchilla").evidence is None
-    (victim / "result.json").write_text(result)
+    victim.write_text(result)
     analyze_study(str(study))
     assert load(study).law("chinchilla").evidence.draws

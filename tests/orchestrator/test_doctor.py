@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib.metadata
 import os
+import sys
 import threading
 from collections import namedtuple
 from types import SimpleNamespace
@@ -112,13 +113,27 @@ def test_little_shared_memory_is_said(monkeypatch):
 
 
 def test_a_good_study_passes_and_nothing_is_left(write, tmp_path):
-    path = write(storage=str(tmp_path / "a/b/c"))
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 2000)
+    gpt = {"name": "gpt", "context": 16, "vocab": 256}
+    data = {"path": str(tmp_path / "text.txt"), "limit": None}
+    path = write(storage=str(tmp_path / "a/b/c"), task=gpt, data=data)
     before = contents(tmp_path)
     found = examine(path)
     assert named(found, "study").detail == "6 runs, data of 1 kinds read"
     assert named(found, "storage").ok
     assert named(found, "tracking").detail == f"sqlite:///{tmp_path}/a/b/c/toy/mlflow.db"
     assert contents(tmp_path) == before
+
+
+def test_a_task_of_the_users_own_is_named_and_not_imported(write, monkeypatch):
+    monkeypatch.delitem(sys.modules, "toy_task", raising=False)
+    detail = named(examine(write()), "study").detail
+    assert detail.startswith("task toy_task:Toy: ")
+    assert "scalespec plan" in detail
+    assert "toy_task" not in sys.modules
+    absent = named(examine(write(task={"name": "absent_task:Toy"})), "study")
+    assert not absent.ok
+    assert "put absent_task.py there" in absent.detail
 
 
 def test_folders_that_are_there_stay(write, tmp_path):
@@ -130,7 +145,7 @@ def test_folders_that_are_there_stay(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"optim": {"lr": 0}}, "optim.lr"), ({"grid": {"width": [8, 8]}}, "grid.width")]
+    ("changes", "words"), [({"optim": {"lr": 0}}, "optim.lr"), ({"schedule": {"cooldown": 2}}, "schedule.cooldown")]
 )
 def test_a_bad_study_is_named_and_ends_the_examination(write, changes, words):
     found = examine(write(**changes))
@@ -188,7 +203,7 @@ def test_a_tracking_server_that_does_not(write, uri):
 
 
 def test_a_network_disk_has_no_live_tracking(write, monkeypatch):
-    monkeypatch.setattr("scalespec.orchestrator.tracking.recorder.is_local_disk", lambda path: False)
+    monkeypatch.setattr("scalespec.orchestrator.tracking.mlflow.is_local_disk", lambda path: False)
     finding = named(examine(write()), "tracking")
     assert finding.ok
     assert "scalespec sync" in finding.detail

@@ -6,6 +6,7 @@ import json
 from fractions import Fraction
 
 import pytest
+from folders import contents
 
 import scalespec as ss
 from scalespec.orchestrator.errors import InputError
@@ -37,7 +38,7 @@ def test_one_run_is_trained_in_this_process(study, tmp_path):
     result = ss.train(study, tmp_path / "out", width=16, data_fraction="1/2", seed=1)
     assert result["status"] == "done"
     assert 0 < result["val_loss"] < 10
-    assert (tmp_path / "out/result.json").is_file()
+    assert ss.local_run(tmp_path / "out").result() == json.loads(json.dumps(dict(result)))
     loaded = ss.Study.load(study, "grid.seed=[1]", "grid.width=[16]")
     again = ss.train(loaded, tmp_path / "again", data_fraction=Fraction(1, 2))
     assert again["val_loss"] == result["val_loss"]
@@ -46,9 +47,9 @@ def test_one_run_is_trained_in_this_process(study, tmp_path):
 def test_a_folder_keeps_one_run(study, tmp_path):
     where = {"width": 16, "data_fraction": "1/4"}
     result = ss.train(study, tmp_path / "out", **where, seed=1)
-    written = (tmp_path / "out/result.json").stat().st_mtime_ns
+    before = contents(tmp_path / "out")
     assert dict(ss.train(study, tmp_path / "out", **where, seed=1)) == json.loads(json.dumps(dict(result)))
-    assert (tmp_path / "out/result.json").stat().st_mtime_ns == written
+    assert contents(tmp_path / "out") == before
     with pytest.raises(InputError, match=r"holds the run w0016-f025-s1-\w+, not w0016-f025-s0-\w+; train into another"):
         ss.train(study, tmp_path / "out", **where, seed=0)
 

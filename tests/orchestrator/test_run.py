@@ -22,7 +22,7 @@ from scalespec.orchestrator import run as runs
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.store.lease import lease
-from scalespec.orchestrator.tracking import recorder as tracking
+from scalespec.orchestrator.tracking.mlflow import PARENT
 from studies import toy_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -124,8 +124,8 @@ def test_mlflow_shows_one_parent_and_a_child_for_each_run(finished):
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("toy")
     everything = client.search_runs([experiment.experiment_id], max_results=1000)
-    children = [run for run in everything if tracking.PARENT in run.data.tags]
-    (parent,) = [run for run in everything if tracking.PARENT not in run.data.tags]
+    children = [run for run in everything if PARENT in run.data.tags]
+    (parent,) = [run for run in everything if PARENT not in run.data.tags]
     result = analysis.load(folder)
     assert sorted(run.data.tags["run_key"] for run in children) == sorted(result.runs["run_key"])
     assert {run.info.status for run in everything} == {"FINISHED"}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from scalespec.trainables.checkpoints import DamagedError, FencedError, RunFolder, read_committed
+from scalespec.trainables.checkpoints import DamagedError, FencedError, RunFolder
+from scalespec.trainables.commits import read_committed
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import MANIFEST, STATE, step_folder, step_of
 from scalespec.trainables.io import Media, State, ValRows

@@ -18,7 +18,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scalespec.trainables.checkpoints import FencedError, RunFolder, read_committed
+from scalespec.trainables.checkpoints import FencedError, RunFolder
+from scalespec.trainables.commits import read_committed
 from scalespec.trainables.files import Files
 from scalespec.trainables.io import Media, State
 

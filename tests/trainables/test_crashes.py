@@ -15,7 +15,8 @@ import torch
 from faulty import DeadError, Faults, FaultyFiles, FaultySystem
 
 from scalespec.trainables import files as local
-from scalespec.trainables.checkpoints import RunFolder, manifest, read_committed
+from scalespec.trainables.checkpoints import RunFolder
+from scalespec.trainables.commits import manifest, read_committed
 from scalespec.trainables.files import Files, LocalFiles
 from scalespec.trainables.io import Media, State, ValRows
 

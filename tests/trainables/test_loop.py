@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from scalespec.trainables.checkpoints import RunFolder, local_run, read_committed
+from scalespec.trainables.checkpoints import RunFolder, local_run
+from scalespec.trainables.commits import read_committed
 from scalespec.trainables.errors import DataChangedError
 from scalespec.trainables.evals import validation
 from scalespec.trainables.family import checkpoint_steps, family_schedule, is_logged

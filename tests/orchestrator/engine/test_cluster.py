@@ -7,11 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from scalespec.orchestrator.engine import cluster
 from scalespec.orchestrator.engine.cluster import connected, cpus_here, machine, this_machine, worker_environment
+
+TESTS = Path(__file__).parents[2]
 
 
 def test_this_machine_has_the_cpus_of_this_process():
@@ -57,8 +60,9 @@ def test_functions_run_where_there_is_a_gpu_only(ray_cluster):
 
 def in_a_process(code: str, folder: os.PathLike[str], **environment: str | None) -> subprocess.CompletedProcess[str]:
     """Runs code as a user would, without the settings of these tests."""
-    drop = ("RAY_", "PYTHONPATH", "OMP_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))}
+    known = [path for path in kept.pop("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != TESTS]
+    kept |= {"PYTHONPATH": os.pathsep.join(known)} if known else {}
     kept |= {key: value for key, value in environment.items() if value is not None}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=200, check=False)
@@ -67,11 +71,12 @@ def in_a_process(code: str, folder: os.PathLike[str], **environment: str | None)
 PRIVATE = """
 import os, json, psutil
 from scalespec.orchestrator.engine.cluster import connected
-with connected() as found:
+with connected(None, ["own"]) as found:
     import ray
     @ray.remote
     def look():
-        import own_module, os
+        import own_module, os, importlib.util
+        assert importlib.util.find_spec("module_here") is None, "what lies where the command is given is nobody's"
         return own_module.ANSWER, os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
     address = ray.get_runtime_context().gcs_address
     looked, token = ray.get(look.remote()), os.environ["RAY_AUTH_TOKEN"]
@@ -85,11 +90,13 @@ print(ray.is_initialized())
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_private_instance_is_on_loopback_with_a_token_that_is_on_no_disk(tmp_path):
-    """Its workers import what lies where the command was given."""
-    (tmp_path / "own_module.py").write_text("ANSWER = 42")
+    """Its workers import what lies in the folders named, and not what lies where the command was given."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/own_module.py").write_text("ANSWER = 42")
+    (tmp_path / "module_here.py").write_text("")
     home = tmp_path / "home"
     home.mkdir()
-    done = in_a_process(PRIVATE, tmp_path, HOME=str(home))
+    done = in_a_process(PRIVATE.replace('"own"', repr(str(tmp_path / "own"))), tmp_path, HOME=str(home))
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     cpus, address, (answer, interval), mode, token, hosts = json.loads(first)

@@ -29,7 +29,7 @@ from scalespec.orchestrator.spectra.stage import (
 )
 from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
 from scalespec.orchestrator.store.run_tables import checkpoints_table
-from scalespec.trainables.checkpoints import manifest
+from scalespec.trainables.commits import manifest
 from scalespec.trainables.history import MANIFEST, WEIGHTS
 
 SMALL: dict[str, Any] = {

@@ -116,7 +116,7 @@ def test_a_look_costs_calls_only_for_the_runs_looked_at(study):
 
 def test_results_cost_a_listing_and_a_read_for_each_run_that_has_one(study, monkeypatch):
     files = Counted(study.store.files)
-    monkeypatch.setattr(StudyStore, "files", files)
+    monkeypatch.setitem(study.store.__dict__, "files", files)
     found = watch.results(study.store, [*keys(study), "absent"])
     assert found == {key: study.store.run(key).result() for key in keys(study)}
     files.calls.clear()

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,15 +25,17 @@ from scalespec.orchestrator import version
 from scalespec.orchestrator.store import folder as store
 from scalespec.orchestrator.store.folder import ParquetCodec, StudyStore
 from scalespec.orchestrator.store.run_tables import curves_table
-from scalespec.orchestrator.tracking import recorder as tracking
-from scalespec.orchestrator.tracking.recorder import (
+from scalespec.orchestrator.store.watch import Watcher
+from scalespec.orchestrator.tracking import mlflow as tracking
+from scalespec.orchestrator.tracking import recorder as recording
+from scalespec.orchestrator.tracking.mlflow import (
     PARENT,
-    Recorder,
     Target,
     Tracker,
     is_local_disk,
     target_of,
 )
+from scalespec.orchestrator.tracking.recorder import Recorder
 from scalespec.trainables.checkpoints import RunFolder
 from scalespec.trainables.files import LocalFiles
 from scalespec.trainables.history import MANIFEST, STATE, step_folder
@@ -72,6 +75,11 @@ def tracker_of(study: Trained) -> Tracker:
     target = target_of(study.store, None)
     assert target is not None
     return Tracker(study.store, target, study.study.name)
+
+
+def tell(recorder: Recorder, watcher: Watcher, study: Trained) -> None:
+    """What is new on disk, as the driver tells it."""
+    recorder.take(watcher.look(spec.run_key for spec in study.specs), watcher.results)
 
 
 def client_of(study: Trained) -> MlflowClient:
@@ -369,10 +377,10 @@ def test_a_run_that_has_not_begun_is_not_in_mlflow(study):
 
 def test_an_unreachable_server_is_reported_and_never_raised(study, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "POLL_S", 0.05)
-    monkeypatch.setattr(tracking, "RETRY_S", 0.05)
+    monkeypatch.setattr(recording, "PAUSE_S", 0.05)
+    monkeypatch.setattr(recording, "RETRY_S", 0.05)
     recorder = Recorder(Tracker(study.store, Target("http://127.0.0.1:9"), "toy"), study.specs)
-    recorder.start()
+    tell(recorder, Watcher(study.store), study)
     time.sleep(0.5)
     recorder.stop()
     assert not recorder._thread.is_alive()
@@ -387,7 +395,7 @@ def test_an_unreachable_server_is_reported_and_never_raised(study, monkeypatch):
 
 def test_without_tracking_nothing_is_done(study):
     recorder = Recorder(None, study.specs)
-    recorder.start()
+    tell(recorder, Watcher(study.store), study)
     recorder.stop()
     assert recorder.complete([], [], status="FINISHED") is False
     assert (recorder.problem, recorder.run_ids) == ("", {})
@@ -442,20 +450,24 @@ def test_parameters_are_the_keys_that_can_change_a_run(study):
 
 
 def test_the_thread_follows_a_study_while_it_is_trained(study, monkeypatch):
-    monkeypatch.setattr(tracking, "POLL_S", 0.02)
+    monkeypatch.setattr(recording, "PAUSE_S", 0.02)
     for spec in study.specs:
         study.store.files.delete(f"runs/{spec.run_key}")
         study.store.write_spec(spec)
     study.store.files.delete("families")
-    recorder = Recorder(tracker_of(study), study.specs)
-    recorder.start()
-    train(study)
+    recorder, watcher = Recorder(tracker_of(study), study.specs), Watcher(StudyStore(study.store.root))
+    files = study.store.__dict__["files"] = Counted(study.store.files)
+    training = threading.Thread(target=train, args=(Trained(study.study, study.grid, watcher.store),))
+    training.start()
     deadline = time.monotonic() + 30
     client = client_of(study)
     while not recorder.run_ids or {run.info.status for run in runs_of(client)[1]} != {"FINISHED"}:
         assert time.monotonic() < deadline, recorder.problem
+        tell(recorder, watcher, study)
         time.sleep(0.05)
+    training.join()
     recorder.stop()
+    assert not {"walk", "names"} & set(files.calls), "it is told everything"
     assert len(runs_of(client)[1]) == 2
     for run in runs_of(client)[1]:
         points = points_of(client, run)
@@ -463,6 +475,16 @@ def test_the_thread_follows_a_study_while_it_is_trained(study, monkeypatch):
 
 
 # -- where ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_that_is_whole_in_mlflow_costs_a_look_at_each_result(study):
+    complete(study, [law(alpha=0.3)])
+    tracker = tracker_of(study)
+    files = study.store.__dict__["files"] = Counted(study.store.files)
+    tracker.open()
+    tracker.client.log_batch = tracker.client.get_metric_history = None
+    tracker.record(study.specs)
+    assert files.calls == {"names": 2, "read": 2, "write": 1}
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from scalespec.trainables import media
-from scalespec.trainables.checkpoints import LocalFiles, RunFolder, step_folder
+from scalespec.trainables.checkpoints import RunFolder
 from scalespec.trainables.errors import TaskError
 from scalespec.trainables.evals.seam import Eval, Measured
 from scalespec.trainables.family import family_schedule
+from scalespec.trainables.files import LocalFiles
+from scalespec.trainables.history import step_folder
 from scalespec.trainables.loop import Trainer
 from scalespec.trainables.prepared import Prepared
 from studies import toy_grid

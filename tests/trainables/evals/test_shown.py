@@ -11,13 +11,14 @@ import tiny
 import torch
 
 from scalespec.trainables import media
-from scalespec.trainables.checkpoints import WEIGHTS, local_run
+from scalespec.trainables.checkpoints import local_run
 from scalespec.trainables.errors import TaskError
 from scalespec.trainables.evals import samples
 from scalespec.trainables.evals.predictions import DIGITS, RIGHT, WRONG, grid, predictions
 from scalespec.trainables.evals.samples import continued
 from scalespec.trainables.evals.seam import Context
 from scalespec.trainables.group import Group
+from scalespec.trainables.history import WEIGHTS
 
 
 def test_a_grid_is_as_square_as_its_images_allow():
