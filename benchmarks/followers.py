@@ -55,8 +55,8 @@ def counting(root: str) -> Iterator[common.Counted]:
     """Everything that this process asks of the study's storage."""
     counted = common.Counted(open_files(root))
     with (
-        mock.patch.object(store_folder, "open_files", lambda _: counted),
-        mock.patch.object(stage, "open_files", lambda _: counted),
+        mock.patch.object(store_folder, "open_files", return_value=counted),
+        mock.patch.object(stage, "open_files", return_value=counted),
     ):
         yield counted
 
