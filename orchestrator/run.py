@@ -94,6 +94,8 @@ class Driver:
         self.problems: list[str] = []
         self._news = True
         """Whether something has come that the design has not seen."""
+        self._told, self._looked = set[str](), 0.0
+        """Runs of which something was told since the last look, and when that was."""
         target = target_of(store, study.tracking.uri)
         if target is None:
             say("tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later")  # fmt: skip
@@ -180,10 +182,25 @@ class Driver:
         news = self.work.news(LOOK_S)
         if not self.work.begun:
             time.sleep(LOOK_S)
-        self._take(self.watcher.look(_runs(news, sweep=self.watcher.due(SWEEP_S))))
+        self._take(self.watcher.look(self._due(news)))
         self.spectra.lend(self.work.free_cpus())
         self._news = self._news or (waiting and not self.spectra.busy)
         self.progress.show()
+
+    def _due(self, news: News) -> list[str]:
+        """The runs to look at. A result at once, since something may wait for it; what else was told by the second, together."""
+        hints = [(folder.removeprefix("runs/"), what) for _, folder, what in news.hints if folder.startswith("runs/")]
+        self._told.update(key for key, _ in hints)
+        finished = any(what == "result" for _, what in hints)
+        if not finished and news.work and time.monotonic() - self._looked < LOOK_S:
+            return []
+        self._looked = time.monotonic()
+        due, self._told = self._told, set()
+        if self.watcher.due(SWEEP_S):
+            due.update(news.running)
+        if not news.work:
+            due.update(self.work.queued - set(self.results))  # a word may have got lost, and no other will come
+        return sorted(due)
 
     def _take(self, events: Iterable[Event]) -> None:
         """Events to everyone who follows."""
@@ -206,9 +223,3 @@ class Driver:
         if "spectra_summary" in needs:
             made["spectra_summary"] = stage.summary_of(self.store, [spec.run_key for spec in points])
         return made
-
-
-def _runs(news: News, *, sweep: bool) -> list[str]:
-    """The runs to look at: those of which something was told, now and then all that are in a lane."""
-    told = {folder.removeprefix("runs/") for _, folder, _ in news.hints if folder.startswith("runs/")}
-    return sorted(told | set(news.running) if sweep else told)

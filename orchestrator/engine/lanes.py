@@ -188,7 +188,7 @@ def check_room(workers: int, machine: Machine) -> None:
         )
 
 
-def drive_lane(config: dict[str, Any]) -> None:
+def drive_lane(config: dict[str, Any]) -> dict[str, int]:
     """The Tune trial of one lane. What kills its workers is raised, so that Tune starts it again."""
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -202,6 +202,7 @@ def drive_lane(config: dict[str, Any]) -> None:
         DataParallelTrainer(work, train_loop_config=config, scaling_config=scaling, run_config=run_config).fit()
     else:
         _group(config, run_config).fit()
+    return {"closed": 1}  # of a trial without a result Tune prints a line, whatever its verbosity
 
 
 def _group(config: Mapping[str, Any], run_config: Any) -> Any:
