@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.study.file import load_study, parse_study, to_yaml
 from scalespec.orchestrator.study.numbers import fraction, number
 from studies import toy, toy_yaml
+
+ROOT = Path(__file__).parents[3]
 
 GOOD = toy_yaml()
 
@@ -64,7 +67,7 @@ def test_a_study_survives_its_own_yaml():
 
 @pytest.mark.parametrize("name", ["quickstart", "mnist"])
 def test_the_shipped_studies_are_valid(name):
-    assert load_study(f"studies/{name}.yaml").name == name
+    assert load_study(ROOT / f"studies/{name}.yaml").name == name
 
 
 def test_complaints_name_line_and_key():

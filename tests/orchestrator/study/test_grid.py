@@ -187,7 +187,9 @@ def test_a_model_that_draws_numbers_itself_is_marked_and_the_plan_says_so(monkey
     assert not any(spec.random_forward or warning_of(spec) for spec in toy_grid().runs)
     counts = Prepared.counts
     monkeypatch.setattr(
-        Prepared, "counts", lambda self, width: SimpleNamespace(**vars(counts(self, width)), random_forward=width == 16)
+        Prepared,
+        "counts",
+        lambda self, width: SimpleNamespace(**{**vars(counts(self, width)), "random_forward": width == 16}),
     )
     runs = toy_grid(train={"workers": 2}).runs
     assert {spec.width for spec in runs if spec.random_forward} == {16}
