@@ -123,7 +123,9 @@ def disturbed(name: str, home: Path, seconds: float, kills: int, rng: random.Ran
                 )
                 continue
         if process.wait(LONGEST_S) < 0:
-            print(f"  {name}: ended by signal {-process.returncode}, which was not sent from here; it goes on", flush=True)
+            print(
+                f"  {name}: ended by signal {-process.returncode}, which was not sent from here; it goes on", flush=True
+            )
             continue
         if process.returncode != 0:
             sys.exit(f"{name} did not end well; {home}/said.txt:\n{(home / 'said.txt').read_text()[-2000:]}")

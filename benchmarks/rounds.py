@@ -18,8 +18,6 @@ from typing import Any
 
 import common
 
-from scalespec.analysis import tables
-
 TUNED: dict[str, Any] = {
     **common.SMALL,
     "name": "rounds",
@@ -37,21 +35,9 @@ TUNED: dict[str, Any] = {
 }
 
 
-def first_step(run: Path) -> float:
-    """When the first step was logged [s since epoch]; infinity where none was."""
-    times = [float("inf")]
-    for part in run.glob("e*/metrics/*.parquet"):
-        table = tables.read_parquet(str(part))
-        times += [t / 1000 for step, t in zip(table["step"].to_pylist(), table["time_ms"].to_pylist()) if step == 1]
-    return min(times)
-
-
 def rounds(root: Path) -> list[tuple[int, str, dict[int, tuple[float, float]]]]:
     """Of each ask its number, why, and by process the seconds until its first claim and first step after the ask."""
-    claims = []
-    for file in root.glob("runs/*/e*/claim.json"):
-        claim = json.loads(file.read_text())
-        claims.append((claim["time"], claim["pid"], file.parents[1]))
+    claims = common.claims(root)
     asks = sorted(root.glob("asks/*.json"))
     times = [file.stat().st_mtime for file in asks]
     out = []
@@ -60,9 +46,9 @@ def rounds(root: Path) -> list[tuple[int, str, dict[int, tuple[float, float]]]]:
         keys = {point["run_key"] for point in ask["points"]}
         end = times[at + 1] if at + 1 < len(asks) else float("inf")
         found: dict[int, tuple[float, float]] = {}
-        for when, pid, run in sorted(claims):
+        for when, pid, run in claims:
             if times[at] <= when < end and run.name in keys and pid not in found:
-                found[pid] = (when - times[at], first_step(run) - times[at])
+                found[pid] = (when - times[at], common.first_step(run) - times[at])
         out.append((ask["number"], ask["why"], found))
     return out
 

@@ -104,13 +104,16 @@ class Driver:
 
     def train(self) -> None:
         """Asks, trains and looks until the design wants nothing more, or nothing more can come."""
+        over = False
         try:
             with self.progress:
                 self._expect(log.specs(self.asks))  # with what earlier drivers have left
                 while self._ask():
                     self._look()
+            over = True
         finally:
-            self.problems += self.work.finish()
+            # who interrupts a study does not wait for what its lanes are at
+            self.problems += self.work.finish(wait=over)
         self.store.files.delete(".ray")
         if not self.work.begun:
             say(f"all {len(self.results)} runs are finished; nothing to train")

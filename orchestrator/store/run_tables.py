@@ -145,6 +145,7 @@ def curves_table(store: StudyStore, specs: Sequence[RunSpec], *, found: Mapping[
         _curves(store.files, {key: found[key].history.metric_parts for key in keys[at : at + RUNS_AT_ONCE]})
         for at in range(0, len(keys), RUNS_AT_ONCE)
     ]
+    pa.default_memory_pool().release_unused()
     return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
 
 

@@ -27,12 +27,14 @@ from scalespec.orchestrator.engine import work
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.store.lease import lease
+from scalespec.orchestrator.terminal.command import command
 from scalespec.orchestrator.tracking.mlflow import PARENT
 from studies import toy_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WALL_CLOCK = ["duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
+# the path of a checkpoint names the attempt that made it
+WALL_CLOCK = ["path", "duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
 
 
 def write(folder: Path, **changes) -> str:
@@ -43,9 +45,9 @@ def write(folder: Path, **changes) -> str:
 
 
 def run_in_process(study: str, *more: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "scalespec", "run", study, *more]
+    typed = [sys.executable, "-m", "scalespec", "run", study, *more]
     return subprocess.Popen(
-        command,
+        typed,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -352,22 +354,32 @@ def test_without_its_tracking_server_the_study_finishes_says_so_and_sync_repairs
 
 
 def test_a_killed_study_goes_on_where_it_was(finished, ray_cluster, tmp_path):
-    """The driver is killed in the middle; the command is given again; every table equals the uninterrupted study's."""
+    """The driver is interrupted, then killed in the middle; every table equals the uninterrupted study's."""
     whole, _ = finished
     study = write(
         tmp_path, grid={"width": [8, 16, 32], "seed": [0, 1]}, train={"checkpoints": 5, "resume_every_s": 0.05}
     )
-    first = run_in_process(study, RAY_ADDRESS="")
     folder = tmp_path / "results/toy"
-    deadline = time.monotonic() + 300
-    while len(list(folder.glob("runs/*/e*/result.json"))) < 4:
-        assert first.poll() is None, first.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    before = len(list(folder.glob("runs/*/e*/result.json")))
-    assert 4 <= before < 18
+
+    def run_until(results: int, end: signal.Signals) -> subprocess.Popen[str]:
+        process = run_in_process(study, RAY_ADDRESS="")
+        deadline = time.monotonic() + 300
+        while len(list(folder.glob("runs/*/e*/result.json"))) < results:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (os.kill if end is signal.SIGINT else os.killpg)(process.pid, end)
+        process.wait(100)
+        assert results <= len(list(folder.glob("runs/*/e*/result.json"))) < 18
+        return process
+
+    interrupted = run_until(2, signal.SIGINT)
+    said = interrupted.stdout.read()
+    assert interrupted.returncode == 130, said
+    assert f"interrupted; what is finished is kept. Continue with: {command('run', study)}" in said
+    assert "Traceback" not in said
+    assert not (folder / "lease.json").exists()
+    run_until(6, signal.SIGKILL)
     outcome = runs.run_study(study)
     assert outcome.exit_code == 0
     ours, theirs = analysis.load(folder), analysis.load(whole)
