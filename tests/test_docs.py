@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from finished import finished
 from surfaces import EPOCH
+from typer.main import get_command
 
 import scalespec as ss
 from scalespec.orchestrator import cli
+from scalespec.orchestrator.cli import app
+from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.terminal import verbs
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +83,46 @@ def test_the_page_of_verbs_is_that_of_the_command_line():
 def test_only_the_public_door_is_used(page):
     for text in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
         assert not re.search(r"(from|import) (scalespec\.|analysis|orchestrator|trainables)", text)
+
+
+def found(pattern: str) -> list[Any]:
+    """What is found in each page, named by the page."""
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        if "reference" not in page.parts
+        for number, text in enumerate(re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL))
+    ]
+
+
+@pytest.mark.parametrize("text", found(r"^```yaml\n(.*?)^```"))
+def test_a_study_that_is_shown_is_valid(text):
+    """What a page leaves out of a study is what the page shows elsewhere."""
+    rest = {"name": "shown", "task": "gpt", "data": {"source": "stdlib"}}
+    rest["optim"] = {"lr": 1e-3, "batch_size": 8, "reference": {"width": 32, "batch_size": 8}}
+    said = yaml.safe_load(text)
+    study = parse_study(yaml.safe_dump({**rest, **said}), "shown.yaml")
+    assert len(study.stages) == len(said.get("design", ["grid"]))
+
+
+@pytest.mark.parametrize("line", found(r"^    (scalespec [a-z][^\n>]*)"))
+def test_a_command_that_is_shown_is_understood(line):
+    """Every verb and option is there; nothing is run."""
+    verb, *arguments = shlex.split(line, comments=True)[1:]
+    group = get_command(app)
+    with group.make_context("scalespec", [verb, *arguments]) as context:
+        name, chosen, rest = group.resolve_command(context, [verb, *arguments])
+        assert chosen is not None
+        chosen.make_context(name, rest).close()
+    for file in re.findall(r"studies/\w+\.yaml", line):
+        assert (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=str(page.relative_to(ROOT))) for page in [*PAGES, *(ROOT / "docs/decisions").glob("*.md")]],
+)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target

@@ -65,7 +65,7 @@ def test_a_study_survives_its_own_yaml():
     assert parse_study(to_yaml(study), "again") == study
 
 
-@pytest.mark.parametrize("name", ["quickstart", "mnist"])
+@pytest.mark.parametrize("name", ["quickstart", "mnist", "stages"])
 def test_the_shipped_studies_are_valid(name):
     assert load_study(ROOT / f"studies/{name}.yaml").name == name
 
