@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -66,9 +68,14 @@ class Counted:
 
     def __init__(self, files: Files) -> None:
         self.files, self.calls = files, Counter[str]()
+        self.timed: list[tuple[float, str]] | None = None
+        """When each was made, where that is wanted."""
 
     def _counted(self, what: str, path: str) -> None:
-        self.calls[f"{what} {path.partition('/')[0] or '.'}"] += 1
+        name = f"{what} {path.partition('/')[0] or '.'}"
+        self.calls[name] += 1
+        if self.timed is not None:
+            self.timed.append((time.time(), name))
 
     def read(self, path: str, start: int = 0, size: int | None = None) -> bytes:
         self._counted("read", path)
@@ -97,6 +104,37 @@ class Counted:
 
 EXAMPLES = 2900
 """For training, of `SMALL`'s windows."""
+
+# -- when things happened ----------------------------------------------------------------------------------------------------
+
+
+def first_step(run: Path) -> float:
+    """When a run logged its first step [s since epoch]; infinity where it logged none."""
+    times = [float("inf")]
+    for part in run.glob("e*/metrics/*.parquet"):
+        table = tables.read_parquet(str(part))
+        times += [t / 1000 for step, t in zip(table["step"].to_pylist(), table["time_ms"].to_pylist()) if step == 1]
+    return min(times)
+
+
+class Claim(NamedTuple):
+    """An attempt at a run."""
+
+    time: float
+    """[s since epoch]"""
+    pid: int
+    """Of the lane's worker."""
+    run: Path
+
+
+def claims(root: Path) -> list[Claim]:
+    """Every attempt of a study, in order."""
+    found = []
+    for file in root.glob("runs/*/e*/claim.json"):
+        claim = json.loads(file.read_text())
+        found.append(Claim(claim["time"], claim["pid"], file.parents[1]))
+    return sorted(found)
+
 
 # -- a study that nobody trained -------------------------------------------------------------------------------------------
 
@@ -192,10 +230,65 @@ def peak_mb() -> float:
 # -- processes -------------------------------------------------------------------------------------------------------------
 
 
+class Look(NamedTuple):
+    """A process tree at one moment."""
+
+    time: float
+    """[s since epoch]"""
+    by_name: dict[str, float]
+    """CPU seconds of all processes so far, ended ones included as they were last seen."""
+    alive: dict[int, tuple[str, float]]
+    """pid → what it is, and its memory [MB]."""
+
+    @property
+    def cpu(self) -> float:
+        return sum(self.by_name.values())
+
+
+class Sampler:
+    """Looks at a process and all below it, now and then, until it ends."""
+
+    def __init__(self, pid: int, every_s: float = 0.25) -> None:
+        self.looks: list[Look] = []
+        self._pid, self._every_s, self._cpu = pid, every_s, dict[tuple[int, float], tuple[str, float]]()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while processes := below(self._pid):
+            alive = {}
+            for process in processes:
+                try:
+                    with process.oneshot():
+                        times, memory = process.cpu_times(), process.memory_info().rss / (1 << 20)
+                        words = process.cmdline() or [process.name()]
+                        name = "driver" if process.pid == self._pid else _named(words)
+                        self._cpu[process.pid, process.create_time()] = (name, times.user + times.system)
+                        alive[process.pid] = (name, memory)
+                except psutil.Error:
+                    continue
+            by_name: Counter[str] = Counter()
+            for name, seconds in self._cpu.values():
+                by_name[name] += seconds
+            self.looks.append(Look(time.time(), dict(by_name), alive))
+            time.sleep(self._every_s)
+
+    def at(self, moment: float) -> Look:
+        """The first look at or after a moment."""
+        return next((look for look in self.looks if look.time >= moment), self.looks[-1])
+
+
+def _named(words: Sequence[str]) -> str:
+    """A process by its command line, without its path and options."""
+    if len(words) > 2 and words[1].endswith(".py"):
+        return Path(words[1]).name
+    return Path(words[0].split(" ")[0]).name
+
+
 def below(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+    """A process and all below it, as long as it lives."""
     try:
         top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
+        return [top, *top.children(recursive=True)] if top.status() != psutil.STATUS_ZOMBIE else []
     except psutil.NoSuchProcess:
         return []

@@ -1,10 +1,13 @@
 """What a study costs beyond its training: 48 short runs on 2 lanes beside a bare Python loop in 2 processes.
 
-    python benchmarks/orchestration.py
+    python benchmarks/orchestration.py [--repeats N]
 
-Both do the same trainings, validations and checkpoints of the same runs, and must end in the same losses to the last bit. Both
-are timed from the first training step to the last result. The study's fixed start-up, from the command to that first step, is
-printed beside it. The bare loop logs nothing, commits nothing and survives nothing.
+Both do the same trainings, validations and checkpoints of the same runs, longest first, and must end in the same losses to the
+last bit. Both are timed from the first training step to the last result, by the clock and in CPU seconds of all their processes.
+The bare loop logs nothing, commits nothing and survives nothing. The study's fixed start-up, from the command until both lanes have
+made their first step, is printed beside it: time, CPU seconds, processes at that moment, and the memory that the processes of lanes
+other than their workers take. On a machine that others use the clock says little and CPU seconds somewhat more: the load is
+printed.
 """
 
 from __future__ import annotations
@@ -13,18 +16,19 @@ import argparse
 import json
 import multiprocessing as mp
 import os
-import subprocess
-import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import common
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from scalespec.analysis import tables
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.study.grid import expand
 from scalespec.trainables.family import checkpoint_steps, steps_of
@@ -44,6 +48,10 @@ STUDY = {
     "spectra": {"every": "never"},
     "report": False,
 }
+
+
+HELPERS = ("ray::IDLE", "ray::TrainController", "ray::RayTrainWorker", "ray::SynchronizationActor", "ray::drive_lane")
+"""What Ray may start for a lane beside its worker."""
 
 
 def bare_run(spec: RunSpec, prepared: Prepared, folder: Path) -> float:
@@ -92,50 +100,85 @@ def validate(prepared: Prepared, model: torch.nn.Module) -> float:
     return float(torch.cat(parts).numpy().mean())
 
 
-def bare_process(specs: Sequence[RunSpec], prepared: Prepared, folder: str, barrier: object, out: object) -> None:
+def bare_process(todo: Any, prepared: Prepared, folder: str, barrier: Any, out: Any) -> None:
     torch.set_num_threads(1)
-    barrier.wait()  # type: ignore[attr-defined]
-    began = time.time()
-    losses = {spec.run_key: bare_run(spec, prepared, Path(folder, spec.run_key)) for spec in specs}
-    out.put((began, time.time(), losses))  # type: ignore[attr-defined]
+    barrier.wait()
+    began, cpu, losses = time.time(), time.process_time(), {}
+    while (spec := todo.get()) is not None:
+        losses[spec.run_key] = bare_run(spec, prepared, Path(folder, spec.run_key))
+    out.put((began, time.time(), time.process_time() - cpu, losses))
 
 
 def bare(
-    specs: Sequence[RunSpec], prepared: Prepared, lanes: Sequence[Sequence[str]], folder: str
-) -> tuple[float, dict[str, float]]:
-    """Seconds from the first step to the last result, and the losses. Each process has the runs of one lane of the study."""
+    specs: Sequence[RunSpec], prepared: Prepared, lanes: int, folder: str
+) -> tuple[float, float, dict[str, float]]:
+    """Seconds from the first step to the last result, CPU seconds, and the losses. The processes share a queue of the runs."""
     context = mp.get_context("spawn")
-    barrier, out = context.Barrier(len(lanes)), context.Queue()
-    by_key = {spec.run_key: spec for spec in specs}
+    barrier, todo, out = context.Barrier(lanes), context.Queue(), context.Queue()
+    for spec in [*specs, *[None] * lanes]:
+        todo.put(spec)
     processes = [
-        context.Process(target=bare_process, args=([by_key[key] for key in lane], prepared, folder, barrier, out))
-        for lane in lanes
+        context.Process(target=bare_process, args=(todo, prepared, folder, barrier, out)) for _ in range(lanes)
     ]
     for process in processes:
         process.start()
     found = [out.get() for _ in processes]
     for process in processes:
         process.join()
-    return max(f[1] for f in found) - min(f[0] for f in found), {key: loss for f in found for key, loss in f[2].items()}
+    wall = max(f[1] for f in found) - min(f[0] for f in found)
+    return wall, sum(f[2] for f in found), {key: loss for f in found for key, loss in f[3].items()}
 
 
-def study(folder: Path) -> tuple[float, float, dict[str, float], list[list[str]]]:
-    """Seconds of training and of start-up, the losses, and the runs of each lane."""
-    file = folder / "study.yaml"
-    file.write_text(yaml.safe_dump(STUDY))
+@dataclass(frozen=True)
+class Ran:
+    """What was seen of a study."""
+
+    wall_s: float
+    """From the first step to the last result."""
+    cpu: dict[str, float]
+    """CPU seconds in that time, by the name of the process."""
+    start_up_s: float
+    """From the command until every lane has made a step."""
+    start_up: common.Look
+    lanes: tuple[int, ...]
+    """Processes of the workers."""
+    losses: dict[str, float]
+    keys: list[str]
+    """In the order in which lanes are given them."""
+
+
+def study(folder: Path) -> Ran:
+    file = common.written(folder, STUDY)
     began = time.time()
-    subprocess.run([sys.executable, "-m", "scalespec", "run", str(file), "--storage", str(folder)], check=True)
-    root = folder / STUDY["name"]  # type: ignore[operator]
-    first, last, losses = float("inf"), 0.0, {}
-    for run in (root / "runs").iterdir():
-        losses[run.name] = json.loads((run / "e000001/result.json").read_text())["val_loss"]
-        last = max(last, (run / "e000001/result.json").stat().st_mtime)
-        for part in run.glob("e*/metrics/*"):
-            table = tables.read_parquet(str(part))
-            steps, times = table["step"].to_pylist(), table["time_ms"].to_pylist()
-            first = min([first, *(t / 1000 for s, t in zip(steps, times, strict=True) if s == 1)])
-    packs = json.loads((root / "plan.json").read_text())["packs"]
-    return last - first, first - began, losses, [pack["run_keys"] for pack in packs]
+    process = common.scalespec("run", file, "--storage", folder)
+    sampler = common.Sampler(process.pid)
+    assert process.wait() == 0
+    root = folder / str(STUDY["name"])
+    results = {run.name: next(run.glob("e*/result.json")) for run in (root / "runs").iterdir()}
+    losses = {key: json.loads(result.read_text())["val_loss"] for key, result in results.items()}
+    last = max(result.stat().st_mtime for result in results.values())
+    steps: dict[int, float] = {}
+    for claim in common.claims(root):
+        steps.setdefault(claim.pid, common.first_step(claim.run))
+    first, both = min(steps.values()), max(steps.values())
+    units = json.loads((root / "plan.json").read_text())["units"]
+    keys = [key for unit in sorted(units, key=lambda unit: -unit["seconds"]) for key in unit["run_keys"]]
+    before, after = sampler.at(first).by_name, sampler.at(last).by_name
+    cpu = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
+    return Ran(last - first, cpu, both - began, sampler.at(both), tuple(steps), losses, keys)
+
+
+def say_start_up(ran: Ran) -> None:
+    look, lanes = ran.start_up, ran.lanes
+    names = Counter(name for name, _ in look.alive.values())
+    helpers = [mb for pid, (name, mb) in look.alive.items() if name in HELPERS and pid not in lanes]
+    print(f"start-up {ran.start_up_s:.1f} s until {len(lanes)} lanes train (asked: 15 to 18 on quiet cores)")
+    print(
+        f"  {look.cpu:.1f} CPU-s (asked: 36); {len(look.alive)} processes (asked: 13): {', '.join(f'{n} {c}' for n, c in names.items())}"
+    )
+    print(f"  {sum(helpers) / len(lanes):.0f} MB of helpers a lane (asked: 60), {len(helpers)} processes")
+    memory = sorted(((mb, name) for name, mb in look.alive.values()), reverse=True)
+    print(f"  resident: {', '.join(f'{name} {mb:.0f}' for mb, name in memory)} MB")
 
 
 def main() -> None:
@@ -144,18 +187,22 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     grid = expand(parse_study(yaml.safe_dump(STUDY), "study"))
-    prepared = next(iter(grid.prepared.values()))
+    prepared, specs = next(iter(grid.prepared.values())), {spec.run_key: spec for spec in grid.runs}
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            ours, start_up, losses, lanes = study(Path(folder))
-            theirs, bare_losses = bare(grid.runs, prepared, lanes, f"{folder}/bare")
-        assert losses == bare_losses, "the study and the bare loop must end in the same losses"
-        seconds = theirs * len(lanes) / len(losses)
+            ours = study(Path(folder))
+            lanes = len(ours.lanes)
+            wall, cpu, losses = bare([specs[key] for key in ours.keys], prepared, lanes, f"{folder}/bare")
+        assert ours.losses == losses, "the study and the bare loop must end in the same losses"
         print(
-            f"{len(losses)} runs on {len(lanes)} lanes: study {ours:.1f} s, bare loop {theirs:.1f} s ({seconds:.2f} s a run)"
+            f"{len(losses)} runs on {lanes} lanes, losses equal: study {ours.wall_s:.1f} s, bare loop {wall:.1f} s; {common.load()}"
         )
-        print(f"ratio {ours / theirs:.3f} (at most 1.3)")
-        print(f"start-up {start_up:.1f} s, from the command to the first training step (at most 30 s)")
+        spent = sum(ours.cpu.values())
+        print(
+            f"ratio {ours.wall_s / wall:.3f} by the clock (asked: 1.10), {spent / cpu:.3f} in CPU-s ({spent:.1f} and {cpu:.1f})"
+        )
+        print(f"  {', '.join(f'{name} {seconds:.1f}' for name, seconds in ours.cpu.items() if seconds >= 0.05)}")
+        say_start_up(ours)
 
 
 if __name__ == "__main__":

@@ -62,18 +62,15 @@ def write_tables(
 ) -> dict[str, pa.Table]:
     """The tables, of exactly the runs of the asks in force."""
     specs = ask_log.specs(asks)
-    keys = pa.array([spec.run_key for spec in specs], pa.string())
-    rows = stage.stored(store)
-    rows = rows.filter(pa.compute.is_in(rows["run_key"], value_set=keys))
+    rows = stage.stored(store, [spec.run_key for spec in specs])  # first, while nothing else takes memory
+    made = {"spectra": rows, "spectra_summary": stage.summary_table(rows), "asks": ask_log.table(asks)}
     price, roles, found = study.resources.price_per_hour, ask_log.roles(asks), run_tables.find(store, specs)
-    made = {
+    made |= {
         "runs": run_tables.runs_table(store, specs, ids, price, roles, found=found),
         "curves": run_tables.curves_table(store, specs, found=found),
         "checkpoints": run_tables.checkpoints_table(store, specs, found=found),
-        "spectra": rows,
-        "spectra_summary": stage.summary_table(rows),
-        "asks": ask_log.table(asks),
     }
+    del found
     made = {name: tables.sorted_by_key(table, name) for name, table in made.items()}
     for name, table in made.items():
         store.write_table(name, table)

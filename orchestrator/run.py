@@ -94,6 +94,8 @@ class Driver:
         self.problems: list[str] = []
         self._news = True
         """Whether something has come that the design has not seen."""
+        self._told, self._looked = set[str](), 0.0
+        """Runs of which something was told since the last look, and when that was."""
         target = target_of(store, study.tracking.uri)
         if target is None:
             say("tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later")  # fmt: skip
@@ -102,13 +104,16 @@ class Driver:
 
     def train(self) -> None:
         """Asks, trains and looks until the design wants nothing more, or nothing more can come."""
+        over = False
         try:
             with self.progress:
                 self._expect(log.specs(self.asks))  # with what earlier drivers have left
                 while self._ask():
                     self._look()
+            over = True
         finally:
-            self.problems += self.work.finish()
+            # who interrupts a study does not wait for what its lanes are at
+            self.problems += self.work.finish(wait=over)
         self.store.files.delete(".ray")
         if not self.work.begun:
             say(f"all {len(self.results)} runs are finished; nothing to train")
@@ -125,20 +130,22 @@ class Driver:
         idle = not self.work.last.work and not spectra
         if not (self._news or idle):
             return True
-        self._news = False
+        if idle:  # in case a word got lost: what has no result now will not get one
+            self._take(self.watcher.look(sorted(self.work.queued - set(self.results))))
+        self._news, handed, done = False, len(self.work.queued), False
         try:
             while (ask := self.design.ask(self._seen(), running=self.work.queued - set(self.results))).points:
                 self.asks.append(log.commit(self.store, ask, self.asks, self.design.dependents(ask.stage)))
                 self._expect(ask.points)
                 self._queue(ask, ask.points)
             self._queue(ask, ask.left)  # asked for by a driver that is gone
-            idle = idle and not self.work.queued - set(self.results)
+            done, why = ask.done, ask.why
         except DesignError as error:
-            self.problems += [] if str(error) in self.problems else [str(error)]
-            return not idle
-        if idle and not ask.done:
-            self.problems.append(ask.why)  # what it waits for was given up, or failed
-        return not (ask.done or idle)
+            why = str(error)
+        idle = idle and len(self.work.queued) == handed
+        if idle and not done:
+            self.problems.append(why)  # what it waits for was given up, or failed
+        return not (done or idle)
 
     def _seen(self) -> Seen:
         return Seen(log.in_force(self.asks), self.results, self._tables)
@@ -175,10 +182,25 @@ class Driver:
         news = self.work.news(LOOK_S)
         if not self.work.begun:
             time.sleep(LOOK_S)
-        self._take(self.watcher.look(_runs(news, sweep=self.watcher.due(SWEEP_S))))
+        self._take(self.watcher.look(self._due(news)))
         self.spectra.lend(self.work.free_cpus())
         self._news = self._news or (waiting and not self.spectra.busy)
         self.progress.show()
+
+    def _due(self, news: News) -> list[str]:
+        """The runs to look at. A result at once, since something may wait for it; what else was told by the second, together."""
+        hints = [(folder.removeprefix("runs/"), what) for _, folder, what in news.hints if folder.startswith("runs/")]
+        self._told.update(key for key, _ in hints)
+        finished = any(what == "result" for _, what in hints)
+        if not finished and news.work and time.monotonic() - self._looked < LOOK_S:
+            return []
+        self._looked = time.monotonic()
+        due, self._told = self._told, set()
+        if self.watcher.due(SWEEP_S):
+            due.update(news.running)
+        if not news.work:
+            due.update(self.work.queued - set(self.results))  # a word may have got lost, and no other will come
+        return sorted(due)
 
     def _take(self, events: Iterable[Event]) -> None:
         """Events to everyone who follows."""
@@ -201,9 +223,3 @@ class Driver:
         if "spectra_summary" in needs:
             made["spectra_summary"] = stage.summary_of(self.store, [spec.run_key for spec in points])
         return made
-
-
-def _runs(news: News, *, sweep: bool) -> list[str]:
-    """The runs to look at: those of which something was told, now and then all that are in a lane."""
-    told = {folder.removeprefix("runs/") for _, folder, _ in news.hints if folder.startswith("runs/")}
-    return sorted(told | set(news.running) if sweep else told)

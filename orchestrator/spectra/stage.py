@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from scalespec.analysis import spectral, tables
@@ -202,27 +202,26 @@ def done_keys(store: StudyStore, profile: str) -> set[Key]:
 
     An unreadable tensor is tried again: it may have been restored.
     """
-    table = stored(store)
-    return {
-        (row["run_key"], row["step"], row["layer"].partition("[")[0])
-        for row in table.select(["run_key", "step", "layer", "profile", "status"]).to_pylist()
-        if row["profile"] == profile and row["status"] != "unreadable"
-    }
+    table = stored(store, columns=(*tables.KEYS["spectra"], "status"))
+    mine = (pc.field("profile") == profile) & (pc.field("status") != "unreadable")
+    columns = (table.filter(mine)[name].to_pylist() for name in ("run_key", "step", "layer"))
+    return {(run_key, step, layer.partition("[")[0]) for run_key, step, layer in zip(*columns, strict=True)}
 
 
-def stored(store: StudyStore) -> pa.Table:
-    """All computed rows, the newest of each key."""
-    parts = []
-    for name in store.files.names("spectra"):
-        if name.endswith(".parquet"):
-            parts.append(
-                tables.conform(
-                    tables.read_parquet(pa.BufferReader(store.files.read(f"spectra/{name}"))), tables.SPECTRA
-                )
-            )
-    if not parts:
-        return tables.from_rows([], tables.SPECTRA)
-    return tables.last_of_each_key(pa.concat_tables(parts), "spectra")
+def stored(store: StudyStore, run_keys: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """The computed rows of these runs, by default of all, the newest of each key. `columns`: those to read, the key's among them."""
+    schema = tables.SPECTRA if columns is None else pa.schema([tables.SPECTRA.field(name) for name in columns])
+    wanted = None if run_keys is None else pa.array(run_keys, pa.string())
+
+    def parts() -> Iterator[pa.Table]:
+        yield schema.empty_table()
+        for name in store.files.names("spectra"):
+            if name.endswith(".parquet"):
+                source = pa.BufferReader(store.files.read(f"spectra/{name}"))
+                part = tables.conform(tables.read_parquet(source, columns), schema)
+                yield part if wanted is None else part.filter(pc.is_in(part["run_key"], value_set=wanted))
+
+    return tables.last_of_each_key(pa.concat_tables(parts()), "spectra")
 
 
 def run_stage(store: StudyStore, refs: Sequence[Reference], request: Request, cpus: int, *, lent: bool = False) -> int:
@@ -297,9 +296,8 @@ def _commit(store: StudyStore, parts: Sequence[pa.Table]) -> None:
 
 def summary_of(store: StudyStore, run_keys: Sequence[str]) -> pd.DataFrame:
     """The summaries of these runs, from what is computed so far."""
-    rows = stored(store)
-    mine = rows.filter(pa.compute.is_in(rows["run_key"], value_set=pa.array(run_keys, pa.string())))
-    return tables.to_pandas(summary_table(mine))
+    read = [name for name in spectral.summary.READ if name in tables.SPECTRA.names]
+    return tables.to_pandas(summary_table(stored(store, run_keys, read)))
 
 
 def summary_table(spectra: pa.Table) -> pa.Table:

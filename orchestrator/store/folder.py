@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import shutil
@@ -50,9 +49,10 @@ class ParquetCodec:
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file in memory."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 @dataclass(frozen=True)
