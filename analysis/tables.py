@@ -350,7 +350,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-THREADS_FROM = 1_000_000
+THREADS_FROM = 20_000_000
 """Values of a Parquet file from which its columns are read by several threads."""
 
 
@@ -415,9 +415,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def sorted_by_key(table: pa.Table, name: str) -> pa.Table:
     """`table` in the order of its key, so that equal content is an equal file. One that is in order is returned as it is."""
     ranks = _ranks(table, KEYS[name])
-    if all(_in_order(ranks)):
-        return table
-    return table.take(pa.array(np.lexsort(ranks[::-1])))
+    return table if all(_in_order(ranks)) else table.take(pa.array(np.lexsort(ranks[::-1])))
 
 
 def last_of_each_key(table: pa.Table, name: str) -> pa.Table:
@@ -452,9 +450,9 @@ def _ranks(table: pa.Table, columns: Sequence[str]) -> list[Any]:
 def _places(column: pa.ChunkedArray) -> Any:
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
-        return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.int32)
     order = np.argsort(np.array(chunks[0].dictionary.to_pylist(), dtype=object))
-    places = np.empty(len(order), dtype=np.int64)
+    places = np.empty(len(order), dtype=np.int32)
     places[order] = np.arange(len(order))
     return places[np.concatenate([chunk.indices.to_numpy() for chunk in chunks])]
 

@@ -104,13 +104,16 @@ class Driver:
 
     def train(self) -> None:
         """Asks, trains and looks until the design wants nothing more, or nothing more can come."""
+        over = False
         try:
             with self.progress:
                 self._expect(log.specs(self.asks))  # with what earlier drivers have left
                 while self._ask():
                     self._look()
+            over = True
         finally:
-            self.problems += self.work.finish()
+            # who interrupts a study does not wait for what its lanes are at
+            self.problems += self.work.finish(wait=over)
         self.store.files.delete(".ray")
         if not self.work.begun:
             say(f"all {len(self.results)} runs are finished; nothing to train")
@@ -127,20 +130,22 @@ class Driver:
         idle = not self.work.last.work and not spectra
         if not (self._news or idle):
             return True
-        self._news = False
+        if idle:  # in case a word got lost: what has no result now will not get one
+            self._take(self.watcher.look(sorted(self.work.queued - set(self.results))))
+        self._news, handed, done = False, len(self.work.queued), False
         try:
             while (ask := self.design.ask(self._seen(), running=self.work.queued - set(self.results))).points:
                 self.asks.append(log.commit(self.store, ask, self.asks, self.design.dependents(ask.stage)))
                 self._expect(ask.points)
                 self._queue(ask, ask.points)
             self._queue(ask, ask.left)  # asked for by a driver that is gone
-            idle = idle and not self.work.queued - set(self.results)
+            done, why = ask.done, ask.why
         except DesignError as error:
-            self.problems += [] if str(error) in self.problems else [str(error)]
-            return not idle
-        if idle and not ask.done:
-            self.problems.append(ask.why)  # what it waits for was given up, or failed
-        return not (ask.done or idle)
+            why = str(error)
+        idle = idle and len(self.work.queued) == handed
+        if idle and not done:
+            self.problems.append(why)  # what it waits for was given up, or failed
+        return not (done or idle)
 
     def _seen(self) -> Seen:
         return Seen(log.in_force(self.asks), self.results, self._tables)

@@ -47,7 +47,6 @@ ON_THE_SHARED_RAY = {
         "test_cli",
         "engine/test_cluster",
         "engine/test_lanes",
-        "engine/test_work",
         "test_run",
         "spectra/test_stage",
     )

@@ -25,6 +25,8 @@ def toy_yaml(**changes: Any) -> str:
     merged = {key: dict(value) if isinstance(value, dict) else value for key, value in TOY.items()}
     for key, value in changes.items():
         merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    if "design" in changes:
+        del merged["grid"]
     return yaml.safe_dump(merged)
 
 

@@ -96,3 +96,10 @@ def test_forms_of_issues_can_be_read(path):
 def test_a_fragment_is_a_bullet_of_the_changelog():
     for path in (ROOT / "changelog.d").glob("[a-z]*.md"):
         assert path.read_text().startswith("- "), path.name
+
+
+def test_what_contributors_are_sent_to_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`((?:analysis|trainables|orchestrator|scalespec|docs|tests)/[\w./]*)`", text))
+    assert "analysis/tables.py" in paths
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []

@@ -12,7 +12,7 @@ from scalespec.orchestrator.design import log
 from scalespec.orchestrator.design.ask import Seen
 from scalespec.orchestrator.design.stages import Stages
 from scalespec.orchestrator.engine.jobs import with_jobs
-from scalespec.orchestrator.engine.worker import Job, Tell, Worker
+from scalespec.orchestrator.engine.worker import Job, Worker
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study import plan
 from scalespec.orchestrator.study.file import to_yaml
@@ -52,10 +52,10 @@ def jobs(study: Trained) -> list[Job]:
     return [Job.from_json(job) for unit in with_jobs(units, study.grid, study.specs) for job in unit.jobs]
 
 
-def train(study: Trained, session: str = "session-1", tell: Tell = lambda folder, what: None) -> Trained:
-    """Trains every run as a lane does, and tells what it commits. The toy task plays its faults where it sees itself in a worker of Ray."""
+def train(study: Trained, session: str = "session-1") -> Trained:
+    """Trains every run as a lane does. The toy task plays its faults where it sees itself in a worker of Ray."""
     with mock.patch.dict(os.environ, RAY_RAYLET_PID="0"):
-        Worker(study.store, session, "test", tell=tell).run(jobs(study))
+        Worker(study.store, session, "test").run(jobs(study))
     return study
 
 

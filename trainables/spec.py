@@ -188,6 +188,15 @@ class RunSpec:
             if value == AUTO:
                 raise ValueError(f"train.{name} is not resolved: a run has no `auto`")
 
+    def value_of(self, axis: str) -> Any:
+        """The run's value on an axis, whether or not its own grid has that one: an option of the task by its name, or a dotted key."""
+        if "." not in axis:
+            return self.options.get(axis)
+        found: Any = self
+        for part in axis.split("."):
+            found = getattr(found, part)
+        return found
+
     def identity(self) -> dict[str, Any]:
         """What is hashed: all that changes the numbers, where it is not what it was when it was introduced."""
         versions = {"task_version": self.task_version, "loop_version": self.loop_version}

@@ -127,10 +127,11 @@ def box(axes: Axes, text: str) -> None:
 
 
 def _lay_out(axes: Axes) -> None:
-    """Places everything, so that extents are known."""
+    """Places everything, so that extents are known; nothing is drawn for it."""
     figure = axes.get_figure(root=True)
-    if figure is not None:
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine() if figure is not None else None
+    if figure is not None and engine is not None:
+        engine.execute(figure)
 
 
 def _markers(axes: Axes) -> list[tuple[float, float]]:

@@ -38,7 +38,6 @@ RC = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "figure.dpi": 150,
-    "savefig.bbox": "tight",
 }
 
 

@@ -17,6 +17,6 @@ def ask(name: str, role: str, points: Sequence[RunSpec], basis: Sequence[Any], s
     mark = digest(*basis, [spec.run_key for spec in points])
     have = seen.of(name).get(round_)
     if have is None or have.digest != mark:
-        return Ask(points=tuple(points), why="the grid", stage=name, round=round_, role=role, digest=mark)
+        return Ask(points=tuple(points), why=f"{name}: every run", stage=name, round=round_, role=role, digest=mark)
     left = seen.unfinished(points)
     return Ask(done=not left, why=f"{name}: {len(left)} runs left" if left else "", stage=name, left=left)

@@ -10,7 +10,7 @@ from scalespec.analysis.readings import READINGS, ReadingError, ReadingValue
 from scalespec.orchestrator.design import grid
 from scalespec.orchestrator.design.ask import Ask, DesignError, Seen, digest, fingerprint
 from scalespec.orchestrator.design.tune import Cell, Tuning
-from scalespec.orchestrator.study.checks import plain as to_plain
+from scalespec.orchestrator.study import checks
 from scalespec.orchestrator.study.stages import Reading, Stage, definition
 from scalespec.orchestrator.study.study import Study, stage_study
 from scalespec.trainables.spec import RunSpec
@@ -113,7 +113,7 @@ class Stages:
 
     def _points(self, plain: Study) -> tuple[RunSpec, ...]:
         """The runs of one grid; a design is asked after every finished run, so they are kept."""
-        key = digest(to_plain(plain))
+        key = digest(checks.plain(plain))
         if key not in self._expanded:
             self._expanded[key] = tuple(self.expand(plain))
         return self._expanded[key]

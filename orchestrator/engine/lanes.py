@@ -115,15 +115,18 @@ class Lanes:
             return dict(collections.Counter(self._wishes.alive.values()))
 
     def finish(self, timeout_s: float = ANSWER_S) -> None:
-        """Closes every lane and waits for them to end."""
+        """Closes every lane and waits for them to end. A cluster that is gone has closed them already."""
+        from ray.exceptions import RayError
+
         with self._wishes.changed:
             self._wishes.finished = True
             names = list(self._wishes.alive)
             self._wishes.changed.notify_all()
-        self._ask(self.queue.close.remote(names))
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        self._bury()
+        with contextlib.suppress(RayError):
+            self._ask(self.queue.close.remote(names))
+            if self._thread.is_alive():
+                self._thread.join(timeout_s)
+            self._bury()
 
     def _open(self, workers: int) -> None:
         self._count += 1
@@ -185,7 +188,7 @@ def check_room(workers: int, machine: Machine) -> None:
         )
 
 
-def drive_lane(config: dict[str, Any]) -> None:
+def drive_lane(config: dict[str, Any]) -> dict[str, int]:
     """The Tune trial of one lane. What kills its workers is raised, so that Tune starts it again."""
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -199,6 +202,7 @@ def drive_lane(config: dict[str, Any]) -> None:
         DataParallelTrainer(work, train_loop_config=config, scaling_config=scaling, run_config=run_config).fit()
     else:
         _group(config, run_config).fit()
+    return {"closed": 1}  # of a trial without a result Tune prints a line, whatever its verbosity
 
 
 def _group(config: Mapping[str, Any], run_config: Any) -> Any:

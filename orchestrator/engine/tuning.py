@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback, PlacementGroupFactory
+from ray.tune import PlacementGroupFactory
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from scalespec.orchestrator.engine.wishes import HEAD, Wishes, is_local, stops, words_of
@@ -47,14 +48,20 @@ class LaneSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         return {"_metric": None, "_mode": None}
 
 
-class LaneCallback(Callback):  # type: ignore[misc]
-    """Counts the deaths of a lane between two claims of a run; at the third it is not started again."""
+class LaneCallback(TrialProgressCallback):  # type: ignore[misc]
+    """Counts the deaths of a lane between two claims of a run; at the third it is not started again.
+
+    Unless it is given one of this class, Tune adds one that prints a line for every lane that ends, `verbose=0` or not.
+    """
 
     def __init__(self, wishes: Wishes) -> None:
         self.wishes = wishes
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        """A lane has no results that anyone would read."""
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lane = trial.config["lane"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from scalespec.orchestrator.engine import jobs
 from scalespec.orchestrator.engine.board import wanted
-from scalespec.orchestrator.engine.lanes import Lanes, Settings
+from scalespec.orchestrator.engine.lanes import ANSWER_S, Lanes, Settings
 from scalespec.orchestrator.engine.probe import Probe, with_room_for_spectra
 from scalespec.orchestrator.engine.queue import News
 from scalespec.orchestrator.study import plan
@@ -79,10 +79,10 @@ class Work:
         held = sum(size * count for size, count in self._lanes.alive().items()) - sum(self.last.waiting.values())
         return max(0, self.found.cpus - held * self.machine.cpus_per_worker)
 
-    def finish(self) -> list[str]:
-        """Closes the lanes. Returns what went wrong with one."""
+    def finish(self, *, wait: bool = True) -> list[str]:
+        """Closes the lanes, at once or when they have finished what they are at. Returns what went wrong with one."""
         if self._lanes is None:
             return []
-        self._lanes.finish()
+        self._lanes.finish(ANSWER_S if wait else 0.0)
         lost = [f"{key}: {why}" for key, why in self.last.given_up.items()]
         return [*self._lanes.problems, *lost]

@@ -82,6 +82,9 @@ class Worker:
         spec, group, session = job.spec, self.group, self.session
         folder = Recorded(self.store.run(spec.run_key), self.tell)
         if group.agreed(int(group.rank == 0 and is_finished(folder, session))):
+            # an orphan of a killed driver may have finished it after this driver's first look
+            if group.rank == 0:
+                self.tell(folder.folder, "result")
             return
         deaths = 0
         if group.rank == 0:

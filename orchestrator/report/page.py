@@ -21,7 +21,6 @@ from scalespec.analysis.laws.study import results_only, usable
 from scalespec.analysis.plots.study import fraction
 from scalespec.analysis.spectral.over_time import loss_correlation
 from scalespec.orchestrator.report import headings
-from scalespec.orchestrator.report import tables as report_tables
 from scalespec.orchestrator.report.figures import (
     Part,
     Picture,
@@ -34,6 +33,21 @@ from scalespec.orchestrator.report.figures import (
 )
 from scalespec.orchestrator.report.headings import Unit
 from scalespec.orchestrator.report.selection import Losses, choose, correct, read_examples
+from scalespec.orchestrator.report.tables import (
+    Download,
+    conventions,
+    correlation_table,
+    download,
+    effective_table,
+    exponents,
+    laws_table,
+    layers_table,
+    matrices,
+    missing_runs,
+    runs_table,
+    sensitivity_table,
+    unfinished,
+)
 from scalespec.orchestrator.states import MARKS
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import Study, to_yaml
@@ -90,7 +104,7 @@ def build(
 ) -> tuple[str, list[Picture]]:
     """The page and its figures; nothing is read or written."""
     unit = _unit(study)
-    missing = report_tables.missing_runs(frames["runs"], plan, set(frames["asks"]["run_key"]))
+    missing = missing_runs(frames["runs"], plan, set(frames["asks"]["run_key"]))
     whole, probes = results_only(pd.concat([frames["runs"], missing]) if len(missing) else frames["runs"])
     runs = whole[whole["status"] != "missing"]
     every = parts(runs, laws)
@@ -107,7 +121,7 @@ def build(
     pictures = [shown for _, made in sections for shown in made] + choosing + spectral
     kept = _fitting(pictures)
     counted = sensitivity(lead.runs, resamples=DRAWS // 2) if len(lead.good) else pd.DataFrame()
-    listed, more = report_tables.unfinished(whole)
+    listed, more = unfinished(whole)
     context = {
         "study": study,
         "headline": headings.headline(states, lead.law("chinchilla"))
@@ -117,32 +131,32 @@ def build(
         "ranges": headings.ranges(good, unit.sample),
         "facts": facts(study, runs, whole, probes),
         "cards": _cards(lead) if len(every) == 1 else [],
-        "exponents": report_tables.exponents(every) if len(every) > 1 else "",
+        "exponents": exponents(every) if len(every) > 1 else "",
         "verdicts": [(part.label, _verdict(part)) for part in every],
         "status": headings.status(states),
         "marks": [(MARKS[state], n, state) for state, n in states.items()],
-        "matrices": report_tables.matrices(whole),
+        "matrices": matrices(whole),
         "sections": [(part.label, made) for part, made in sections],
         "without_figures": [part.label for part in every[MOST_PARTS:]],
         "choosing": choosing,
         "corrected": headings.corrected(corrected, unit) if corrected else "",
         "spectral": spectral,
         "spectral_heading": headings.spectra(frames["spectra"]) if spectral else "",
-        "layers": report_tables.layers_table(largest),
-        "correlation": report_tables.correlation_table(_correlation(runs, frames)),
+        "layers": layers_table(largest),
+        "correlation": correlation_table(_correlation(runs, frames)),
         "inline": {shown.name: inline(shown) for shown in kept},
-        "runs_table": report_tables.runs_table(runs) if len(runs) else "",
-        "laws_table": report_tables.laws_table(laws),
+        "runs_table": runs_table(runs) if len(runs) else "",
+        "laws_table": laws_table(laws),
         "laws_heading": headings.laws(laws),
-        "effective": report_tables.effective_table(effective),
+        "effective": effective_table(effective),
         "effective_heading": headings.effective_params(effective) if effective else "",
         "effective_note": _effective_note(effective),
-        "sensitivity": report_tables.sensitivity_table(counted),
+        "sensitivity": sensitivity_table(counted),
         "sensitivity_heading": headings.conventions(counted) if len(counted) else "",
         "unfinished": listed,
         "more_unfinished": more,
         "left_out": _left_out(laws),
-        "conventions": report_tables.conventions(),
+        "conventions": conventions(),
         "flops_convention": "; ".join(sorted(set(runs["flops_convention"]))),
         "unit": unit,
         "downloads": _downloads(study, runs, laws),
@@ -301,11 +315,11 @@ def _fitting(pictures: Sequence[Picture]) -> list[Picture]:
     return kept
 
 
-def _downloads(study: Study, runs: pd.DataFrame, laws: Sequence[Law]) -> list[report_tables.Download]:
+def _downloads(study: Study, runs: pd.DataFrame, laws: Sequence[Law]) -> list[Download]:
     files = {
         "runs.csv": runs.to_csv(index=False).encode(),
         "laws.json": json.dumps([law.to_json() for law in laws], indent=1, allow_nan=False).encode(),
         "study.yaml": to_yaml(study).encode(),
     }
-    made = (report_tables.download(name, data) for name, data in files.items())
+    made = (download(name, data) for name, data in files.items())
     return [one for one in made if one is not None]

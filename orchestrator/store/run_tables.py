@@ -44,21 +44,21 @@ RESULT_COLUMNS = [
 ]
 
 
-def axis_columns(specs: Iterable[RunSpec]) -> dict[str, pa.DataType]:
+def axis_columns(specs: Sequence[RunSpec]) -> dict[str, pa.DataType]:
     """A column for every further axis, by leaf name; `optim.lr` is `lr_base` already, and other known columns stay theirs."""
-    kinds: dict[str, set[type]] = {}
-    for spec in specs:
-        for name, value in spec.axes.items():
-            column = _column(name, spec.axes)
-            if column not in tables.RUNS.names:
-                kinds.setdefault(column, set()).add(type(value))
-    return {column: _arrow_type(types - {type(None)}) for column, types in kinds.items()}
+    types: dict[str, pa.DataType] = {}
+    for name, column in _columns(specs).items():
+        kinds = {type(spec.value_of(name)) for spec in specs}
+        types[column] = _arrow_type(kinds - {type(None)})
+    return types
 
 
-def _column(name: str, axes: Iterable[str]) -> str:
-    """The leaf of an axis' name; the whole name where two axes end alike, as optim.name and schedule.name do."""
-    leaf = name.rpartition(".")[2]
-    return name if sum(other.rpartition(".")[2] == leaf for other in axes) > 1 else leaf
+def _columns(specs: Iterable[RunSpec]) -> dict[str, str]:
+    """Axis → its column: the leaf of its name; the whole name where two axes end alike, as optim.name and schedule.name do."""
+    names = list(dict.fromkeys(name for spec in specs for name in spec.axes))
+    leaves = [name.rpartition(".")[2] for name in names]
+    columns = {name: name if leaves.count(leaf) > 1 else leaf for name, leaf in zip(names, leaves, strict=True)}
+    return {name: column for name, column in columns.items() if column not in tables.RUNS.names}
 
 
 def _arrow_type(types: set[type]) -> pa.DataType:
@@ -97,7 +97,8 @@ def runs_table(
     found: Mapping[str, Found] | None = None,
 ) -> pa.Table:
     """One row for every run of the present study that has a result. `found`: what `find` gave."""
-    axes, found = axis_columns(specs), find(store, specs) if found is None else found
+    axes, names = axis_columns(specs), _columns(specs)
+    found = find(store, specs) if found is None else found
     rows = []
     for spec in specs:
         result = found[spec.run_key].result
@@ -122,10 +123,9 @@ def runs_table(
             "mlflow_run_id": mlflow_ids.get(spec.run_key),
             "cost_usd": None if price_per_hour is None else price_per_hour * result["duration_s"] / 3600,
         }
-        for name, value in spec.axes.items():
-            column = _column(name, spec.axes)
-            if column in axes:
-                row[column] = str(value) if axes[column] == pa.string() and value is not None else value
+        for name, column in names.items():
+            value = spec.value_of(name)  # of every run, in a study of stages whose grids have other axes too
+            row[column] = str(value) if axes[column] == pa.string() and value is not None else value
         rows.append(row)
     return tables.from_rows(rows, tables.with_axes(tables.RUNS, axes))
 
@@ -145,6 +145,7 @@ def curves_table(store: StudyStore, specs: Sequence[RunSpec], *, found: Mapping[
         _curves(store.files, {key: found[key].history.metric_parts for key in keys[at : at + RUNS_AT_ONCE]})
         for at in range(0, len(keys), RUNS_AT_ONCE)
     ]
+    pa.default_memory_pool().release_unused()
     return pa.concat_tables(parts) if parts else tables.from_rows([], tables.CURVES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import toy_task
 from folders import contents
 from mlflow import MlflowClient
 from trained import prepared, trained
@@ -58,9 +60,11 @@ def test_plan_shows_every_run_and_writes_nothing(scalespec, tmp_path):
     path = study_file(tmp_path, grid=grid, resources={"price_per_hour": 2.0})
     before = contents(tmp_path)
     said = scalespec("plan", path)
-    assert (said.code, said.err) == (0, "")
+    source = Path(toy_task.__file__)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    assert (said.code, said.err) == (0, f"task toy_task:Toy: {source} (sha256 {digest}…)\n")
     head, *rows = said.out.splitlines()
-    assert head.split() == ["run", "dropout", "N", "steps", "D", "lr", "FLOP", "time", "disk", "pack"]
+    assert head.split() == ["run", "dropout", "N", "steps", "D", "lr", "FLOP", "time", "disk", "unit"]
     runs = [row.split()[:4] for row in rows if row.startswith("w") and "f=" in row]
     assert sorted(runs) == sorted(
         [f"w{width}", f"f={fraction}", "s0", dropout]
@@ -80,9 +84,9 @@ def test_plan_as_json(scalespec, tmp_path):
     assert len(found["runs"]) == 6
     assert {run["seed"] for run in found["runs"]} == {0, 1, 2}
     assert found["finished"] == []
-    assert sorted(key for pack in found["packs"] for key in pack["run_keys"]) == sorted(
-        run["run_key"] for run in found["runs"]
-    )
+    held = [key for unit in found["units"] for key in unit["run_keys"]]
+    assert sorted(held) == sorted(run["run_key"] for run in found["runs"])
+    assert found["further_runs"] == 0
 
 
 def test_plan_knows_what_is_finished(scalespec, study):
@@ -101,11 +105,11 @@ def test_no_number_is_cut_off_however_narrow_the_terminal(scalespec, tmp_path, m
     said = scalespec("plan", path)
     assert "…" not in said.out
     assert "w8 f=1 s0" in said.out
-    assert all(word in said.out for word in ("steps", "FLOP", "pack"))
+    assert all(word in said.out for word in ("steps", "FLOP", "unit"))
 
 
 def test_plan_of_mnist_is_the_table_of_the_design(scalespec, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("scalespec.orchestrator.run.PROBE_S", 0.02)
+    monkeypatch.setattr("scalespec.orchestrator.engine.probe.PROBE_S", 0.02)
     root = Path(__file__).parents[2]
     said = scalespec(
         "plan", root / "studies/mnist.yaml", "--set", f"data.path={shared}/data/mnist", "--set", "grid.seed=[0]"
@@ -139,7 +143,7 @@ def test_a_study_that_cannot_be_is_one_line(refused, tmp_path, changes, words):
 IMPOSSIBLE_GRIDS = [
     ("grid.width=[8, 8]", "grid.width: 8 occurs more than once"),
     ("grid.dropuot=[0]", "grid.dropuot"),
-    ("task.name=absent:Task", "cannot import absent"),
+    ("task.name=absent:Task", "no module absent beside"),
     ("grid.data_fraction=[1/1000]", "less than one batch"),
 ]
 

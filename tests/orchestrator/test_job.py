@@ -186,7 +186,7 @@ def test_a_driver_elsewhere_without_the_token_is_refused_in_one_line(head, tmp_p
     environment = {key: value for key, value in head.environment.items() if key != "RAY_AUTH_TOKEN"}
     if token is not None:
         environment["RAY_AUTH_TOKEN"] = token
-    command = [sys.executable, *study("--storage", str(tmp_path), "--address", head.gcs)[1:]]
+    command = [sys.executable, "-m", "scalespec", *study("--storage", str(tmp_path), "--address", head.gcs)[3:]]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200, check=False
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,16 +19,22 @@ from mlflow import MlflowClient
 
 from scalespec import analysis
 from scalespec.analysis import tables
+from scalespec.analysis.readings import ReadingValue
+from scalespec.orchestrator import conclude
 from scalespec.orchestrator import run as runs
+from scalespec.orchestrator.design import log
+from scalespec.orchestrator.engine import work
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.store.lease import lease
+from scalespec.orchestrator.terminal.command import command
 from scalespec.orchestrator.tracking.mlflow import PARENT
 from studies import toy_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WALL_CLOCK = ["duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
+# the path of a checkpoint names the attempt that made it
+WALL_CLOCK = ["path", "duration_s", "started_at", "mlflow_run_id", "samples_per_s", "mfu", "cost_usd", "code_version"]
 
 
 def write(folder: Path, **changes) -> str:
@@ -38,9 +45,9 @@ def write(folder: Path, **changes) -> str:
 
 
 def run_in_process(study: str, *more: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "scalespec", "run", study, *more]
+    typed = [sys.executable, "-m", "scalespec", "run", study, *more]
     return subprocess.Popen(
-        command,
+        typed,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -70,6 +77,7 @@ def test_a_study_reaches_every_station(finished):
     assert outcome.tracked
     assert {
         "study.yaml",
+        "asks",
         "plan.json",
         "mlflow.db",
         "runs",
@@ -180,7 +188,7 @@ def test_a_trunk_and_lonely_runs_give_equal_weights(ray_cluster, tmp_path):
     assert found[True].equals(found[False])
 
 
-def test_faults_are_typed_and_the_rest_of_the_pack_goes_on(ray_cluster, tmp_path):
+def test_faults_are_typed_and_the_other_runs_are_done(ray_cluster, tmp_path):
     """One width kills its worker every time, one has a bug, one explodes; the others are done."""
     faults = {
         "kill_width": 16,
@@ -212,11 +220,86 @@ def test_faults_are_typed_and_the_rest_of_the_pack_goes_on(ray_cluster, tmp_path
     assert sorted(changed) == ["w0016", "w0024"]
 
 
-def test_a_run_whose_worker_died_once_is_resumed(ray_cluster, tmp_path):
-    task = {"name": "toy_task:Toy", "kill_width": 16, "kill_file": str(tmp_path / "deaths"), "kill_times": 1}
-    study = write(tmp_path, task=task, spectra={"every": "never"}, report=False)
-    assert set(runs.run_study(study).states.values()) == {"done"}
-    assert (tmp_path / "deaths").read_bytes() == b"x"
+def test_what_ends_every_lane_before_a_run_is_begun_ends_the_study_with_its_reason(ray_cluster, tmp_path, monkeypatch):
+    """Three beginnings of a lane, two lanes for a unit; then its runs are given up and named."""
+    handed = work.jobs.with_jobs
+
+    def broken(*args):
+        return [replace(unit, jobs=({"spec": {}},)) for unit in handed(*args)]
+
+    monkeypatch.setattr(work.jobs, "with_jobs", broken)
+    study = write(tmp_path, grid={"width": [8], "data_fraction": ["1"]}, spectra={"every": "never"}, report=False)
+    outcome = runs.run_study(study)
+    assert outcome.exit_code == 1
+    assert list(outcome.states.values()) == ["missing"]
+    (key,) = outcome.states
+    lanes = [problem for problem in outcome.problems if problem.startswith("lane-")]
+    assert lanes == ["lane-1: KeyError: 'counts'", "lane-2: KeyError: 'counts'"]
+    assert f"{key}: KeyError: 'counts'" in outcome.problems
+    assert not list((tmp_path / "results/toy").rglob("claim.json"))
+    # the cause removed, the same command does what is missing
+    monkeypatch.undo()
+    assert runs.run_study(study).exit_code == 0
+
+
+def test_a_node_with_another_source_ends_the_study(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "fingerprint", lambda: "another")
+    study = write(tmp_path, grid={"width": [8], "data_fraction": ["1"]}, spectra={"every": "never"}, report=False)
+    with pytest.raises(
+        InputError, match=r"^code_differs: node .* has another scalespec than the driver; install the same"
+    ):
+        runs.run_study(study)
+    assert not (tmp_path / "results/toy/lease.json").exists()
+    assert not list((tmp_path / "results/toy").rglob("claim.json"))
+
+
+FIRST = {"name": "first", "grid": {"width": [256], "data_fraction": ["1"], "seed": [0, 1]}}
+SECOND = {
+    "name": "second",
+    "grid": {"width": [8, 16], "data_fraction": ["1"], "seed": [0]},
+    "optim": {"weight_decay": {"reading": "alpha_median", "of": "first", "times": 0.001}},
+}
+
+
+def test_a_stage_that_reads_spectra_waits_for_them_on_two_cpus(ray_cluster, tmp_path):
+    """Both CPUs belong to lanes; those that wait lend theirs, so that what the next stage reads is computed at all."""
+    study = write(tmp_path, design=[FIRST, SECOND], spectra={"every": "last"}, report=False)
+    outcome = runs.run_study(study)
+    folder = tmp_path / "results/toy"
+    assert outcome.exit_code == 0, outcome.problems
+    assert outcome.problems == []
+    first, second = log.read(StudyStore(str(folder)))
+    result = analysis.load(folder)
+    ends = result.spectra_summary[result.spectra_summary["run_key"].isin([spec.run_key for spec in first.points])]
+    read = ReadingValue(float(ends["alpha_median"].median())).times(0.001).value
+    assert second.read == {"optim.weight_decay": read}
+    assert set(second.seen) == {spec.run_key for spec in first.points}
+    assert {spec.optim.weight_decay for spec in second.points} == {read}
+    assert set(result.runs["run_key"]) == {spec.run_key for ask in (first, second) for spec in ask.points}
+    assert set(result.runs["status"]) == {"done"}
+    # the same command asks for nothing
+    assert runs.run_study(study).states == outcome.states
+    assert len(log.read(StudyStore(str(folder)))) == 2
+
+
+def test_a_rate_is_tuned_and_its_winner_trained(ray_cluster, tmp_path):
+    """Rates far below the best: the bracket walks up until its best lies inside, then the winner's runs are asked for."""
+    tune = {"key": "optim.lr", "factor": 4, "count": 3, "rounds": 5, "seed": [7]}
+    stage = {"name": "rates", "tune": tune, "grid": {"width": [8], "data_fraction": ["1", "1/2"], "seed": [0, 1]}}
+    changes = {"data": {"limit": 1024}, "spectra": {"every": "never"}, "report": False}
+    study = write(tmp_path, design=[stage], optim={"lr": 1e-3}, **changes)
+    outcome = runs.run_study(study)
+    assert outcome.exit_code == 0, outcome.problems
+    *probes, last = log.in_force(log.read(StudyStore(str(tmp_path / "results/toy"))))
+    assert [ask.role for ask in (*probes, last)] == ["probe"] * len(probes) + ["result"]
+    assert len(probes) >= 2, "the first three rates cannot have the best inside"
+    result = analysis.load(tmp_path / "results/toy")
+    tried = result.runs[result.runs["role"] == "probe"].set_index("lr_base")["val_loss_select"]
+    best = tried.idxmin()
+    assert min(tried.index) < best < max(tried.index)
+    ends = result.runs[result.runs["role"] == "result"]
+    assert set(ends["lr_base"]) == {best}
+    assert len(ends) == len(last.points) == 4
 
 
 def test_a_stalled_run_is_ended_with_its_reason(ray_cluster, tmp_path):
@@ -259,7 +342,7 @@ def test_without_its_tracking_server_the_study_finishes_says_so_and_sync_repairs
     assert outcome.problems
     uri = f"sqlite:///{tmp_path}/other.db"
     for _ in range(2):  # repeating it changes nothing
-        assert runs.sync_study(str(tmp_path / "results/toy"), uri) == (3, uri)
+        assert conclude.sync_study(str(tmp_path / "results/toy"), uri) == (3, uri)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("toy")
     everything = client.search_runs([experiment.experiment_id])
@@ -271,22 +354,32 @@ def test_without_its_tracking_server_the_study_finishes_says_so_and_sync_repairs
 
 
 def test_a_killed_study_goes_on_where_it_was(finished, ray_cluster, tmp_path):
-    """The driver is killed in the middle; the command is given again; every table equals the uninterrupted study's."""
+    """The driver is interrupted, then killed in the middle; every table equals the uninterrupted study's."""
     whole, _ = finished
     study = write(
         tmp_path, grid={"width": [8, 16, 32], "seed": [0, 1]}, train={"checkpoints": 5, "resume_every_s": 0.05}
     )
-    first = run_in_process(study, RAY_ADDRESS="")
     folder = tmp_path / "results/toy"
-    deadline = time.monotonic() + 300
-    while len(list(folder.glob("runs/*/e*/result.json"))) < 4:
-        assert first.poll() is None, first.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    before = len(list(folder.glob("runs/*/e*/result.json")))
-    assert 4 <= before < 18
+
+    def run_until(results: int, end: signal.Signals) -> subprocess.Popen[str]:
+        process = run_in_process(study, RAY_ADDRESS="")
+        deadline = time.monotonic() + 300
+        while len(list(folder.glob("runs/*/e*/result.json"))) < results:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (os.kill if end is signal.SIGINT else os.killpg)(process.pid, end)
+        process.wait(100)
+        assert results <= len(list(folder.glob("runs/*/e*/result.json"))) < 18
+        return process
+
+    interrupted = run_until(2, signal.SIGINT)
+    said = interrupted.stdout.read()
+    assert interrupted.returncode == 130, said
+    assert f"interrupted; what is finished is kept. Continue with: {command('run', study)}" in said
+    assert "Traceback" not in said
+    assert not (folder / "lease.json").exists()
+    run_until(6, signal.SIGKILL)
     outcome = runs.run_study(study)
     assert outcome.exit_code == 0
     ours, theirs = analysis.load(folder), analysis.load(whole)
@@ -311,7 +404,7 @@ def test_analyze_makes_the_same_tables_again(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "toy")
     shutil.rmtree(tmp_path / "toy/tables")
-    runs.analyze_study(str(tmp_path / "toy"))
+    conclude.analyze_study(str(tmp_path / "toy"))
     for name in tables.TABLES:
         assert pq.read_table(tmp_path / "toy/tables" / f"{name}.parquet").equals(
             pq.read_table(folder / "tables" / f"{name}.parquet")

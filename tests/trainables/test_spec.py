@@ -173,3 +173,11 @@ def test_the_key_of_a_stored_spec_needs_no_task(monkeypatch):
     stored = replace(spec(), task="not.installed:Task")
     assert RunSpec.from_json(stored.to_json()).run_key == stored.run_key
     assert dataclasses.asdict(stored)["born"] == dict(stored.born)
+
+
+def test_a_run_has_a_value_on_every_axis():
+    found = {
+        name: spec().value_of(name) for name in ("layers", "optim.batch_rule", "optim.reference.width", "data.limit")
+    }
+    assert found == {"layers": 2, "optim.batch_rule": "sqrt", "optim.reference.width": 32, "data.limit": None}
+    assert spec().value_of("dropout") is None  # no option of this task

@@ -233,22 +233,3 @@ def test_a_worker_with_another_source_does_not_train(ray_cluster, tmp_path, work
         assert house.results() == {}
     finally:
         house.lanes.finish()
-
-
-@pytest.mark.ray
-def test_what_ends_every_lane_before_a_run_is_begun_ends_the_work(ray_cluster, tmp_path):
-    """Three beginnings of a lane, two lanes for a unit, and its runs are given up with the reason."""
-    house = House(prepared(tmp_path / "toy", **{**SMALL, "grid": {"width": [8]}}), Machine(2, 0))
-    try:
-        (unit,) = house.units()
-        house.lanes.add([replace(unit, jobs=({"spec": {}},))])
-        house.until(lambda: bool(house.last.given_up))
-        assert set(house.last.given_up) == set(unit.run_keys)
-        assert len(house.lanes.problems) == len(set(house.lanes.problems)) == 2
-        for reason in [*house.lanes.problems, *house.last.given_up.values()]:
-            assert reason.endswith("KeyError: 'counts'")
-        assert house.told == {}
-        house.look()
-        assert house.lanes.alive() == {}
-    finally:
-        house.lanes.finish()

@@ -57,6 +57,13 @@ def test_a_finished_run_is_not_touched_again(tmp_path):
         assert {path: path.stat().st_mtime_ns for path in Path(study.store.root).rglob("*") if path.is_file()} == before
 
 
+def test_what_is_finished_already_is_told_to_the_driver(tmp_path):
+    """A lane of a killed driver may have finished it after the next driver's first look; nobody else would ever say so."""
+    study, told = train(toy_with(tmp_path)), []
+    Worker(study.store, "session-2", None, tell=lambda folder, what: told.append((folder, what))).run(jobs(study))
+    assert sorted(told) == sorted((f"runs/{spec.run_key}", "result") for spec in study.specs)
+
+
 def test_a_bug_is_a_result_with_the_counts_that_need_no_training(tmp_path):
     study = train(toy_with(tmp_path, raise_width=8))
     for spec, result in zip(study.specs, results(study), strict=True):

@@ -22,12 +22,10 @@ from scalespec.analysis import tables
 from scalespec.analysis.laws import Law, frontier, study_laws
 from scalespec.analysis.plots.axes import count, flop
 from scalespec.analysis.plots.esd import short
-from scalespec.orchestrator.report import figures as report_figures
-from scalespec.orchestrator.report import headings
-from scalespec.orchestrator.report import page as report
-from scalespec.orchestrator.report import tables as report_tables
-from scalespec.orchestrator.report.figures import Picture, inline, picture
+from scalespec.orchestrator.report import headings, page
+from scalespec.orchestrator.report.figures import LARGE, Picture, inline, picture, svg_of
 from scalespec.orchestrator.report.headings import Unit
+from scalespec.orchestrator.report.tables import download, layers_table, matrices, missing_runs
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.terminal.progress import duration
@@ -188,7 +186,7 @@ class ObjectStore(StudyStore):
 def write(
     folder: Any, made: dict[str, pa.Table], laws: Any, study: Any = None, kind: Any = StudyStore
 ) -> tuple[Page, str]:
-    report.write(study or toy(), kind(str(folder)), made, laws)
+    page.write(study or toy(), kind(str(folder)), made, laws)
     text = (folder / "report" / "index.html").read_text(encoding="utf-8")
     return Page(text), text
 
@@ -485,17 +483,17 @@ def test_missing_are_the_runs_asked_for_without_a_result():
     whole = runs_of(widths=(8, 16), fractions=(1.0, 0.5, 0.25), seeds=(0,))
     plan, asked = planned(whole), set(whole["run_key"].to_pylist())
     some = tables.to_pandas(whole.slice(0, 4))
-    missing = report_tables.missing_runs(some, {"runs": plan}, asked)
+    missing = missing_runs(some, {"runs": plan}, asked)
     assert list(missing["run_key"]) == [run["run_key"] for run in plan[4:]]
     assert missing["status"].eq("missing").all()
     stale = {"runs": [*plan, *({**run, "run_key": f"old-{i}"} for i, run in enumerate(plan))]}
-    assert report_tables.missing_runs(tables.to_pandas(whole), stale, asked).empty
-    assert report_tables.missing_runs(some, None, asked).empty
+    assert missing_runs(tables.to_pandas(whole), stale, asked).empty
+    assert missing_runs(some, None, asked).empty
 
 
 def test_the_grid_shows_fractions_and_mean_losses():
     runs = tables.to_pandas(runs_of(widths=(8, 16), fractions=(1.0, 1 / 3), run1=("diverged", "non_finite")))
-    (matrix,) = report_tables.matrices(runs)
+    (matrix,) = matrices(runs)
     assert matrix.fractions == ["1", "1/3"]
     width, cells = matrix.rows[0]
     assert (width, cells[0].marks, cells[0].trouble) == ("8", "✔↗", True)
@@ -542,29 +540,28 @@ def test_large_figures_become_pixels_and_too_many_are_left_to_their_files():
     with figure() as (fig, (axes,)):
         axes.plot(x, x**2, "o")
         axes.set_xlabel("still text")
-    assert len(to_svg(fig)) > report_figures.LARGE
-    svg = report_figures.svg_of(fig)
+    assert len(to_svg(fig)) > LARGE
+    svg = svg_of(fig)
     assert "data:image/png" in svg
     assert "still text" in svg
-    assert len(svg) < report_figures.LARGE
+    assert len(svg) < LARGE
     pictures = [Picture(str(i), "", "", "x" * size) for i, size in enumerate((900_000, 500_000, 400_000))]
-    assert [shown.name for shown in report._fitting(pictures)] == ["1", "2"]
+    assert [shown.name for shown in page._fitting(pictures)] == ["1", "2"]
 
 
 def test_downloads_shrink_and_then_give_way():
-    plain = report_tables.download("runs.csv", b"a,b\n")
+    plain = download("runs.csv", b"a,b\n")
     assert plain is not None
     assert plain.href == "data:text/csv;base64," + base64.b64encode(b"a,b\n").decode()
-    packed = report_tables.download("runs.csv", b"a,b\n" * 100_000)
+    packed = download("runs.csv", b"a,b\n" * 100_000)
     assert packed is not None
     assert packed.name == "runs.csv.gz"
-    assert report_tables.download("runs.csv", np.random.default_rng(0).bytes(600_000)) is None
+    assert download("runs.csv", np.random.default_rng(0).bytes(600_000)) is None
 
 
 def test_exponents_are_raised_and_the_rest_is_escaped():
     assert (
-        report.raised("C^0.54 [0.21, 0.88] and N^−α <b>")
-        == "C<sup>0.54</sup> [0.21, 0.88] and N<sup>−α</sup> &lt;b&gt;"
+        page.raised("C^0.54 [0.21, 0.88] and N^−α <b>") == "C<sup>0.54</sup> [0.21, 0.88] and N<sup>−α</sup> &lt;b&gt;"
     )
 
 
@@ -599,11 +596,11 @@ def test_the_table_of_layers_has_slopes_and_the_step_of_a_change():
         for s, a in zip(steps, alpha, strict=True)
     ]  # fmt: skip
     rows += [{**base, "layer": "head.weight", "step": s, "alpha_hill": 2.0} for s in (0, 10)]
-    page = report_tables.layers_table(tables.to_pandas(tables.from_rows(rows, tables.SPECTRA)))
+    page = layers_table(tables.to_pandas(tables.from_rows(rows, tables.SPECTRA)))
     cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
     assert cells[0] == "blocks.0.mlp_in.weight"
     assert cells[1] == "5 → 2.99"
     assert cells[4].startswith("-1.00 (-1.00 to -1.00)")
     assert cells[-1] == "1,000"
     assert "head.weight" not in page
-    assert report_tables.layers_table(tables.to_pandas(tables.from_rows([], tables.SPECTRA))) == ""
+    assert layers_table(tables.to_pandas(tables.from_rows([], tables.SPECTRA))) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -191,6 +192,12 @@ def test_two_axes_with_one_leaf_name_do_not_hide_each_other(tmp_path):
     found = {(row["optim.name"], row["schedule.name"]) for row in rows}
     assert found == {(optimizer, schedule) for optimizer in ("adam", "sgd") for schedule in ("wsd", "constant")}
     assert found == {(row["optimizer"], row["schedule"]) for row in rows}
+
+
+def test_an_axis_of_one_stage_has_its_value_in_the_runs_of_all(done):
+    """A run whose own grid does not vary a key has it all the same: laws would take an empty cell for a setting of its own."""
+    mixed = [dataclasses.replace(spec, axes={}) if at % 2 else spec for at, spec in enumerate(done.specs)]
+    assert runs_table(done.store, mixed).equals(runs_table(done.store, done.specs))
 
 
 def test_reading_takes_nothing_but_what_is_committed(study):

@@ -309,6 +309,16 @@ def test_parameters_are_the_keys_that_can_change_a_run(study):
     assert "data.path" not in params
 
 
+def test_a_study_that_is_whole_in_mlflow_costs_a_look_at_each_result(study):
+    complete(study, [law(alpha=0.3)])
+    tracker = tracker_of(study)
+    files = study.store.__dict__["files"] = Counted(study.store.files)
+    tracker.open()
+    tracker.client.log_batch = tracker.client.get_metric_history = None
+    tracker.record(study.specs)
+    assert files.calls == {"names": 2, "read": 2, "write": 1}
+
+
 # -- where ---------------------------------------------------------------------------------------------------------------
 
 
