@@ -98,6 +98,7 @@ def simulated(size: int, seconds: float, every_s: float, home: str) -> None:
     root = f"{home}/{size}"
     batch = {"lr": 4e-3, "batch_size": 8, "reference": {"width": 32, "batch_size": 8}}
     written = {**common.SMALL, "name": "followers", "grid": SIZES[size], "optim": batch, "train": {"checkpoints": 8}}
+    written["tracking"] = {"uri": f"sqlite:///{root}/mlflow.db"}
     store = StudyStore(root)
     study, specs = common.asked(store, written)
     common.fabricate(store, specs[LEFT:], 100, 4)
@@ -168,7 +169,7 @@ def quickstart(home: str) -> None:
                 marks.append((time.time(), time.process_time()))
 
         threading.Thread(target=mark, daemon=True).start()
-        run.run_study(str(file), storage=home, overrides=("report=false",))
+        run.run_study(str(file), storage=home, overrides=("report=false", f"tracking.uri=sqlite:///{home}/mlflow.db"))
         done.set()
     claims = common.claims(Path(root))
     results = [next(claim.run.glob("e*/result.json")).stat().st_mtime for claim in claims]

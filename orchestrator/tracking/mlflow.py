@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ NETWORK_DISKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse
 SUMMARY_METRICS = tuple(
     name for name in tables.SPECTRA_SUMMARY.names if name not in ("run_key", "step", "profile", "reasons")
 )
+SQLITE = "sqlite:///"
 PARENT, STUDY_TAG, KEY_TAG = "mlflow.parentRunId", "scalespec.study", "run_key"
 STATUS_TAG, ERROR_TAG = "scalespec.status", "scalespec.error"
 
@@ -117,6 +119,7 @@ class Tracker:
         for name in ("mlflow", "alembic"):  # after the import, which sets up its own logging
             logging.getLogger(name).setLevel(logging.ERROR)
 
+        _make(self.target.uri)
         client = MlflowClient(tracking_uri=self.target.uri)
         experiment = client.get_experiment_by_name(self.study)
         self.experiment_id = (
@@ -274,6 +277,20 @@ class Tracker:
                 if Path(path, name).is_dir():
                     self.client.log_artifacts(self.parent_id, str(Path(path, name)), name)
         self.client.set_terminated(self.parent_id, status)
+
+
+def _make(uri: str) -> None:
+    """A new SQLite store is made beside its place: MLflow can never go on with one whose making was cut short."""
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.exists():
+        return
+    for left in path.parent.glob(f"{path.name}.*.new*"):
+        left.unlink(missing_ok=True)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")  # the client remembers stores by their names
+    MlflowClient(tracking_uri=f"{SQLITE}{new}").search_experiments(max_results=1)
+    os.replace(new, path)
 
 
 def _end_of(result: Mapping[str, Any]) -> int:

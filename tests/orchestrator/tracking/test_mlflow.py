@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -342,6 +343,21 @@ def test_a_study_behind_a_uri_has_no_store_of_its_own(monkeypatch):
     monkeypatch.setattr(folder, "open_files", lambda root: Counted(LocalFiles(root)))
     assert target_of(StudyStore("s3://bucket/toy"), "http://server") == Target("http://server")
     assert target_of(StudyStore("s3://bucket/toy"), None) is None
+
+
+def test_a_store_whose_making_was_cut_short_is_made_anew(done, tmp_path, monkeypatch):
+    """MLflow cannot go on with tables half made: who is killed while they are made must leave no store behind."""
+    shutil.copytree(done.store.root, tmp_path / "toy")
+    study = Trained(done.study, done.grid, StudyStore(str(tmp_path / "toy")))
+    with monkeypatch.context() as cut:
+        cut.setattr("os.replace", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tracker_of(study).open()
+    assert not (tmp_path / "toy/mlflow.db").exists()
+    (tmp_path / "toy/mlflow.db.0.new-journal").write_bytes(b"of half a store")
+    tracker_of(study).record(study.specs)
+    assert len(runs_of(client_of(study))[1]) == len(study.specs)
+    assert not list((tmp_path / "toy").glob("mlflow.db.*"))
 
 
 @pytest.mark.parametrize("name", ["with a space", "hash#1", "umlaut-ü", "ten%"])
