@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,11 +16,9 @@ import pytest
 import yaml
 from finished import finished
 from surfaces import EPOCH
-from typer.main import get_command
 
 import scalespec as ss
 from scalespec.orchestrator import cli
-from scalespec.orchestrator.cli import app
 from scalespec.orchestrator.study.file import parse_study
 from scalespec.orchestrator.terminal import verbs
 
@@ -103,19 +100,6 @@ def test_a_study_that_is_shown_is_valid(text):
     said = yaml.safe_load(text)
     study = parse_study(yaml.safe_dump({**rest, **said}), "shown.yaml")
     assert len(study.stages) == len(said.get("design", ["grid"]))
-
-
-@pytest.mark.parametrize("line", found(r"^    (scalespec [a-z][^\n>]*)"))
-def test_a_command_that_is_shown_is_understood(line):
-    """Every verb and option is there; nothing is run."""
-    verb, *arguments = shlex.split(line, comments=True)[1:]
-    group = get_command(app)
-    with group.make_context("scalespec", [verb, *arguments]) as context:
-        name, chosen, rest = group.resolve_command(context, [verb, *arguments])
-        assert chosen is not None
-        chosen.make_context(name, rest).close()
-    for file in re.findall(r"studies/\w+\.yaml", line):
-        assert (ROOT / file).is_file()
 
 
 @pytest.mark.parametrize(
