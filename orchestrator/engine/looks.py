@@ -22,7 +22,7 @@ class Looks:
     _told: set[str] = field(default_factory=set)
     """Runs of which something was told since the last look."""
     _looked: float = 0.0
-    _swept: float = field(default_factory=time.monotonic)
+    _swept: float = field(default_factory=lambda: time.monotonic())
 
     def due(self, news: News, queued: Collection[str], results: Collection[str]) -> list[str]:
         """The runs to look at now. `queued`: all that lanes were given; `results`: those that have one."""

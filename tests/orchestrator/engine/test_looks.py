@@ -13,7 +13,7 @@ from scalespec.orchestrator.engine.queue import News
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
-    now = [looks.time.monotonic()]
+    now = [1000.0]
     monkeypatch.setattr(looks.time, "monotonic", lambda: now[0])
     return now
 
