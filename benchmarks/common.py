@@ -158,7 +158,7 @@ def fabricate(store: StudyStore, specs: Sequence[RunSpec], points: int, layers: 
         rng = np.random.default_rng(0)
         rows: list[dict[str, Any]] = []
         for spec in specs:
-            kept = commit_run(store, spec, points, rng)
+            kept = commit_run(store, spec, points, layers, rng)
             rows += (row for step in kept for row in _spectra(spec.run_key, step, layers, rng))
             if len(rows) > 20_000 or spec is specs[-1]:
                 name = f"part-{time.time_ns()}-{len(rows):08x}.parquet"
@@ -168,21 +168,27 @@ def fabricate(store: StudyStore, specs: Sequence[RunSpec], points: int, layers: 
         os.fsync = durable
 
 
-def commit_run(store: StudyStore, spec: RunSpec, points: int, rng: np.random.Generator) -> tuple[int, ...]:
+def commit_run(store: StudyStore, spec: RunSpec, points: int, layers: int, rng: np.random.Generator) -> tuple[int, ...]:
     """One run, finished. Returns the steps of its checkpoints."""
-    for _ in commits(store, spec, points, rng):
+    for _ in commits(store, spec, points, layers, rng):
         pass
     return run_schedule(spec, EXAMPLES, shares_trunk=False).kept
 
 
-def commits(store: StudyStore, spec: RunSpec, points: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+def named(layers: int) -> list[str]:
+    return [f"blocks.{layer}.weight" for layer in range(layers)]
+
+
+def commits(
+    store: StudyStore, spec: RunSpec, points: int, layers: int, rng: np.random.Generator
+) -> Iterator[tuple[str, str]]:
     """A run commit by commit: (folder, what) after each, as a lane tells it."""
     schedule = run_schedule(spec, EXAMPLES, shares_trunk=False)
     folder, n = store.run(spec.run_key), 12.0 * spec.width**2
     store.write_spec(spec)
     folder.claim("fabricated")
     yield folder.folder, "claim"
-    weights = {"head.weight": torch.from_numpy(rng.standard_normal((8, 4)).astype(np.float32))}
+    weights = {name: torch.from_numpy(rng.standard_normal((8, 4)).astype(np.float32)) for name in named(layers)}
     samples, flops = 64 * spec.optim.batch_size, 6 * n * 64 * spec.optim.batch_size
     logged = np.unique(np.linspace(1, schedule.steps, max(1, points // 4)).astype(int))
     loss, before = 1.8 + n**-0.3 + float(spec.data_fraction) ** -0.3, -1
@@ -210,10 +216,10 @@ def commits(store: StudyStore, spec: RunSpec, points: int, rng: np.random.Genera
 
 
 def _spectra(run_key: str, step: int, layers: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    for layer in range(layers):
+    for layer in named(layers):
         alpha = 2 + float(rng.random())
         yield {
-            "run_key": run_key, "step": step, "layer": f"blocks.{layer}.weight", "profile": "ww-0.7.7", "kind": "dense",
+            "run_key": run_key, "step": step, "layer": layer, "profile": "ww-0.7.7", "kind": "dense",
             "rows": 64, "cols": 16, "matrices": 1, "num_evals": 16, "alpha": alpha, "alpha_hill": alpha, "D": 0.1,
             "alpha_weighted": alpha, "log_norm": 1.0, "log_spectral_norm": 1.0, "log_alpha_norm": 1.0, "stable_rank": 4.0,
             "mp_softrank": 0.5, "trusted": True, "status": "ok", "eigenvalues": rng.random(16).tolist(),

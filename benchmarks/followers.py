@@ -65,7 +65,7 @@ def lanes(root: str, specs: list[RunSpec], every_s: float, told: Any) -> None:
     """Two lanes that commit in turn, each a run after another, until they are ended."""
     store, rng = StudyStore(root), np.random.default_rng(0)
     halves = (specs[::2], specs[1::2])
-    working = [(hint for spec in half for hint in common.commits(store, spec, 100, rng)) for half in halves]
+    working = [(hint for spec in half for hint in common.commits(store, spec, 100, 4, rng)) for half in halves]
     while True:
         for at, lane in enumerate(working):
             told.put((f"lane-{at}", *next(lane)))

@@ -112,7 +112,7 @@ def look(study: Study, store: StudyStore) -> Seconds:
     driver._ask()
     quiet = [turn() for _ in range(20)]
     told: dict[str, list[tuple[float, float]]] = {"claim": [], "commit": [], "result": []}
-    for folder, what in common.commits(store, missing, 100, np.random.default_rng(1)):
+    for folder, what in common.commits(store, missing, 100, 4, np.random.default_rng(1)):
         told[what].append(turn(("lane-1", folder, what)))
     assert missing.run_key in driver.results
     return {"look": max(quiet), "look: commit": max(told["commit"]), "look: result": max(told["result"])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,8 +15,8 @@ from scalespec.orchestrator.design.ask import Ask, DesignError, Seen
 from scalespec.orchestrator.design.stages import Stages
 from scalespec.orchestrator.engine import cluster
 from scalespec.orchestrator.engine.lanes import CodeDiffersError, NoRoomError, check_room
+from scalespec.orchestrator.engine.looks import LOOK_S, Looks
 from scalespec.orchestrator.engine.probe import with_room_for_spectra
-from scalespec.orchestrator.engine.queue import News
 from scalespec.orchestrator.engine.work import Work
 from scalespec.orchestrator.errors import InputError
 from scalespec.orchestrator.spectra import stage
@@ -37,12 +37,6 @@ from scalespec.orchestrator.terminal.progress import Progress, duration, say
 from scalespec.orchestrator.tracking.mlflow import Tracker, target_of
 from scalespec.orchestrator.tracking.recorder import Recorder
 from scalespec.trainables.spec import RunSpec
-
-LOOK_S = 1.0
-"""Seconds to wait for news of the lanes: the live view moves this often."""
-
-SWEEP_S = 30.0
-"""Seconds between two looks at every run in a lane, in case a word got lost."""
 
 
 def run_study(
@@ -88,14 +82,12 @@ class Driver:
         self.design = Stages(study, points)
         self.asks = log.retire(store, log.read(store), [stage.name for stage in study.stages])
         self.work = Work(study, points, store.root, held.session, found)
-        self.watcher, self.progress = Watcher(store), Progress()
+        self.watcher, self.looks, self.progress = Watcher(store), Looks(), Progress()
         self.results: dict[str, Mapping[str, Any]] = {}
         """Of the runs asked for: results that stand."""
         self.problems: list[str] = []
         self._news = True
         """Whether something has come that the design has not seen."""
-        self._told, self._looked = set[str](), 0.0
-        """Runs of which something was told since the last look, and when that was."""
         target = target_of(store, study.tracking.uri)
         if target is None:
             say("tracking: the study folder is on no local disk, so MLflow is not written live; `scalespec sync` does it later")  # fmt: skip
@@ -168,8 +160,7 @@ class Driver:
     def _announce(self, ask: Ask, planned: Plan, before: int) -> None:
         again = f", {before} finished before" if before else ""
         stage = f" ({ask.why})" if self.study.design else ""
-        first = self.work.planned is planned
-        took = planned.seconds if first else planned.training_seconds
+        took = planned.seconds if self.work.planned is planned else planned.training_seconds
         lanes = f"{len(planned.units)} units on {planned.lanes} lanes"
         say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {lanes}, about {duration(took)}")
         self.progress.expect({run.run_key: run.seconds for run in planned.runs}, planned.lanes)
@@ -182,29 +173,13 @@ class Driver:
         news = self.work.news(LOOK_S)
         if not self.work.begun:
             time.sleep(LOOK_S)
-        self._take(self.watcher.look(self._due(news)))
+        self._take(self.watcher.look(self.looks.due(news, self.work.queued, self.results)))
         self.spectra.lend(self.work.free_cpus())
         self._news = self._news or (waiting and not self.spectra.busy)
         self.progress.show()
 
-    def _due(self, news: News) -> list[str]:
-        """The runs to look at. A result at once, since something may wait for it; what else was told by the second, together."""
-        hints = [(folder.removeprefix("runs/"), what) for _, folder, what in news.hints if folder.startswith("runs/")]
-        self._told.update(key for key, _ in hints)
-        finished = any(what == "result" for _, what in hints)
-        if not finished and news.work and time.monotonic() - self._looked < LOOK_S:
-            return []
-        self._looked = time.monotonic()
-        due, self._told = self._told, set()
-        if self.watcher.due(SWEEP_S):
-            due.update(news.running)
-        if not news.work:
-            due.update(self.work.queued - set(self.results))  # a word may have got lost, and no other will come
-        return sorted(due)
-
-    def _take(self, events: Iterable[Event]) -> None:
+    def _take(self, events: Sequence[Event]) -> None:
         """Events to everyone who follows."""
-        events = list(events)
         steps: dict[str, int] = {}
         for key in (event.run_key for event in events if event.what == "result"):
             result = self.watcher.results[key]

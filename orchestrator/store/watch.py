@@ -7,7 +7,6 @@ never again: its cost grows with new commits, not with what is there.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -44,7 +43,6 @@ class Watcher:
     _claims: dict[str, dict[int, Any]] = field(default_factory=dict)
     _missed: set[str] = field(default_factory=set)
     """Runs that the storage gave no answer about: the next look is at them too."""
-    _swept: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._files = self.store.files
@@ -96,13 +94,6 @@ class Watcher:
             if name == CLAIM and attempt is not None and attempt not in claims:
                 claims[attempt] = read_json(self._files, f"runs/{key}/{path}")
         return history(paths, claims, f"runs/{key}/")
-
-    def due(self, every_s: float) -> bool:
-        """Whether it is time to look at everything in work, in case a word got lost."""
-        if time.monotonic() - self._swept < every_s:
-            return False
-        self._swept = time.monotonic()
-        return True
 
     def _finish(self, key: str, path: str, result: Mapping[str, Any]) -> Event:
         self.results[key] = result

@@ -232,16 +232,6 @@ def test_storage_that_is_away_costs_no_event(study, caplog, walks):
     assert watcher.look([]) == []
 
 
-def test_a_sweep_is_due_when_its_time_has_come(done, monkeypatch):
-    now = [watch.time.monotonic()]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    watcher = Watcher(done.store)
-    assert not watcher.due(30)
-    now[0] += 31
-    assert watcher.due(30)
-    assert not watcher.due(30)
-
-
 def test_reading_leaves_the_disk_as_it_was(done):
     root = Path(done.store.root)
     before = {path: os.stat(path).st_mtime_ns for path in root.rglob("*")}
