@@ -109,11 +109,11 @@ def references(
         if first["run_key"] not in layers:
             layers[first["run_key"]] = layers_of(store, by_run[first["run_key"]])
         for layer, shape, kind in layers[first["run_key"]]:
-            owners = tuple(
-                (r["run_key"], r["step"], r["samples"]) for r in group if (r["run_key"], r["step"], layer) not in done
-            )
-            if owners:
-                out.append(Reference(first["path"], layer, shape, kind, first["init"], first["previous"], owners))
+            lack = [r for r in group if (r["run_key"], r["step"], layer) not in done]
+            if lack:
+                owners = tuple((r["run_key"], r["step"], r["samples"]) for r in lack)
+                read = lack[0]  # the first that lacks it: what was computed before need not be there any more
+                out.append(Reference(read["path"], layer, shape, kind, read["init"], read["previous"], owners))
     return out
 
 
