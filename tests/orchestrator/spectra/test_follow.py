@@ -43,13 +43,13 @@ def study(done, tmp_path) -> Trained:
 
 
 @pytest.fixture
-def computed(monkeypatch) -> list[tuple[str, int, str]]:
-    """What the stage was given, in turn, as (path, step, layer)."""
-    out: list[tuple[str, int, str]] = []
+def computed(monkeypatch) -> list[stage.Reference]:
+    """What the stage was given, in turn."""
+    out: list[stage.Reference] = []
     run_stage = stage.run_stage
 
     def noted(store, refs, request, cpus, *, lent=False):
-        out.extend((ref.path, ref.owners[0][1], ref.layer) for ref in refs)
+        out.extend(refs)
         return run_stage(store, refs, request, cpus, lent=lent)
 
     monkeypatch.setattr(stage, "run_stage", noted)
@@ -109,7 +109,7 @@ def test_checkpoints_are_computed_while_their_runs_go_on_and_each_file_once(tmp_
     assert missing == [True] * 4, "until its last run is finished and looked at"
     assert not followed.follower.missing(study.specs)
     assert found(study) == everything(study)
-    assert max(Counter((path, layer) for path, _, layer in computed).values()) == 1
+    assert max(Counter((ref.path, ref.layer) for ref in computed).values()) == 1
     before = len(computed)
     followed.follower.rest(1)
     assert len(computed) == before
@@ -155,7 +155,7 @@ def test_a_stage_that_was_killed_in_the_middle_is_made_whole(study, computed, la
     computed.clear()
     Followed(study).begin().follower.rest(1)
     assert found(study) == everything(study)
-    again = {(path.split("/")[1], step, name) for path, step, name in computed}
+    again = {key for ref in computed for key in ref.keys}
     assert again
     assert not again & set(kept)
 
