@@ -44,7 +44,7 @@ def conclude(
     store.write_json("laws.json", entries)  # last: the draws name the laws that they belong to
     if study.report:
         try:
-            page.write(study, store, made, laws)
+            page.write(study, store, made, laws, next((spec.unit for spec in ask_log.specs(asks)), ""))
         except Exception as error:  # a fault of ours; the study is done all the same
             log.exception("report")
             said.append(f"the report could not be written: {type(error).__name__}: {error}")

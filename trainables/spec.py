@@ -179,6 +179,8 @@ class RunSpec:
     born: Mapping[str, Scalar] = field(default_factory=dict)
     """Of options whose definition tells it, the value that leaves the key as it is; kept here so that who reads a run
     need not import its task."""
+    unit: str = ""
+    """What D counts, the task's UNIT: images | tokens; for who reads a run without its task."""
     random_forward: bool = False
     """Whether the model itself draws random numbers in training, as torch's own dropout does: then two workers draw others
     than one, and their number is part of the key."""

@@ -21,7 +21,7 @@ from scalespec.analysis.plots.selection import selection_figure
 from scalespec.analysis.plots.style import to_svg
 from scalespec.analysis.selection import Selection
 from scalespec.orchestrator.report import headings
-from scalespec.orchestrator.report.headings import Unit
+from scalespec.orchestrator.report.headings import Sample
 
 log = logging.getLogger("scalespec.report")
 
@@ -52,7 +52,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Part:
+class Setting:
     """The runs that differ only in width, data fraction and seed, with their laws."""
 
     label: str
@@ -70,54 +70,54 @@ class Part:
         return next((law for law in self.laws if law.id.partition("/")[0] == name and law.params), None)
 
 
-def parts(runs: pd.DataFrame, laws: Sequence[Law]) -> list[Part]:
-    """One part for each combination of the further axes, as `analysis.laws.study_laws` names them."""
+def settings(runs: pd.DataFrame, laws: Sequence[Law]) -> list[Setting]:
+    """One setting for each combination of the further axes, as `analysis.laws.study_laws` names them."""
     axes = extra_axes(runs)
     if not axes:
-        return [Part("", runs, laws)]
+        return [Setting("", runs, laws)]
     out = []
     for values, rows in runs.groupby(axes, dropna=False, sort=True):
         label = ",".join(f"{axis}={value}" for axis, value in zip(axes, values, strict=True))
-        out.append(Part(label, rows, [law for law in laws if law.id.partition("/")[2] == label]))
+        out.append(Setting(label, rows, [law for law in laws if law.id.partition("/")[2] == label]))
     return out
 
 
-def law_pictures(part: Part, curves: pd.DataFrame, unit: Unit) -> list[Picture]:
-    """Curves, surface, frontier, IsoFLOP profiles, accuracy, backtest and drift of one part."""
-    good, tests, rolling = part.good, *_holdouts(part.good)
-    size, loss, whole = part.law("n_opt"), part.law("frontier"), part.law("chinchilla")
+def law_pictures(setting: Setting, curves: pd.DataFrame, sample: Sample) -> list[Picture]:
+    """Curves, surface, frontier, IsoFLOP profiles, accuracy, backtest and drift of one setting."""
+    good, tests, rolling = setting.good, *_holdouts(setting.good)
+    size, loss, whole = setting.law("n_opt"), setting.law("frontier"), setting.law("chinchilla")
 
     def make(name: str, heading: Callable[[], str], alt: str, draw: Callable[[], Drawn]) -> Picture:
-        return picture(f"{name}-{part.label}" if part.label else name, heading, alt, draw)
+        return picture(f"{name}-{setting.label}" if setting.label else name, heading, alt, draw)
 
     made = [
-        make("curves", lambda: headings.curves(good, unit), "Validation loss of every run against training compute, coloured by model size.",
-             lambda: _curves(part, curves, unit)),
+        make("curves", lambda: headings.curves(good, sample), "Validation loss of every run against training compute, coloured by model size.",
+             lambda: _curves(setting, curves, sample)),
         make("surface", lambda: headings.surface(whole), "Final loss against data and against model size, the fitted law, and its residuals.",
-             lambda: _surface(part, unit)),
+             lambda: _surface(setting, sample)),
         make("frontier", lambda: headings.frontier(size, loss, whole), "Lowest loss and best model size against compute, with power laws.",
-             lambda: _frontier(part, unit)),
+             lambda: _frontier(setting, sample)),
     ]  # fmt: skip
-    if headings.budgets(part.laws)[1]:
-        made.append(make("isoflop", lambda: headings.isoflop(part.laws), "Loss against model size, one curve a compute budget, minima as stars.",
-                         lambda: (law_plots.isoflop_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs))))  # fmt: skip
-    if unit.sample != "token" and good["val_accuracy"].notna().any():
+    if headings.budgets(setting.laws)[1]:
+        made.append(make("isoflop", lambda: headings.isoflop(setting.laws), "Loss against model size, one curve a compute budget, minima as stars.",
+                         lambda: (law_plots.isoflop_figure(setting.runs, setting.laws, labels=_labels(sample)), _points(setting.runs))))  # fmt: skip
+    if sample.name != "token" and good["val_accuracy"].notna().any():
         made.append(make("accuracy", lambda: headings.accuracy(good), "Validation accuracy of the finished runs against training compute.",
-                         lambda: _accuracy(part, unit)))  # fmt: skip
+                         lambda: _accuracy(setting, sample)))  # fmt: skip
     return [
         *made,
         make("backtest", lambda: headings.backtest(tests), "Losses of held-out runs as the law predicts them, beside simple baselines.",
-             lambda: _backtest(tests, unit)),
+             lambda: _backtest(tests, sample)),
         make("drift", lambda: headings.drift(rolling), "Each coefficient of the law as larger budgets enter the fit.",
              lambda: _drift(rolling, whole)),
     ]  # fmt: skip
 
 
-def choice_picture(found: Selection, unit: Unit) -> Picture:
-    """What of a lead is left on data and seeds that had no part in the choice."""
+def choice_picture(found: Selection, sample: Sample) -> Picture:
+    """What of a lead is left on data and seeds that had no setting in the choice."""
     return picture(
         "selection", found.sentence, "Loss of every configuration where it was chosen and where it was not; the expected best of n.",
-        lambda: (selection_figure(found, loss_label=_labels(unit).loss), found.scores.reset_index()),
+        lambda: (selection_figure(found, loss_label=_labels(sample).loss), found.scores.reset_index()),
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def picture(name: str, heading: Callable[[], str], alt: str, draw: Callable[[], 
         return Picture(name, said, alt, svg_of(fig), data.to_csv(index=False))
     except ValueError as error:
         return Picture(name, said, alt, missing=str(error))
-    except Exception as error:  # a figure has many parts, and the rest of the page stands without any of them
+    except Exception as error:  # a figure has many settings, and the rest of the page stands without any of them
         log.warning("figure %s: %s: %s", name, type(error).__name__, error)
         log.debug("figure %s", name, exc_info=True)
         return Picture(
@@ -189,40 +189,42 @@ def inline(shown: Picture) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(shown.alt)}"', 1)
 
 
-def _curves(part: Part, curves: pd.DataFrame, unit: Unit) -> Drawn:
-    fig = study_plots.curves_figure(part.runs, curves, part.laws, labels=_labels(unit))
-    return fig, study_plots.curves_of(part.runs, curves)
+def _curves(setting: Setting, curves: pd.DataFrame, sample: Sample) -> Drawn:
+    fig = study_plots.curves_figure(setting.runs, curves, setting.laws, labels=_labels(sample))
+    return fig, study_plots.curves_of(setting.runs, curves)
 
 
-def _labels(unit: Unit) -> law_plots.Labels:
-    return law_plots.Labels(d=f"D, {unit.sample}s processed", loss=f"validation loss ({unit.loss})")
+def _labels(sample: Sample) -> law_plots.Labels:
+    return law_plots.Labels(d=f"D, {sample.name}s processed", loss=f"validation loss ({sample.loss})")
 
 
-def _surface(part: Part, unit: Unit) -> Drawn:
-    _need(part.good)
-    return law_plots.surface_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs)
+def _surface(setting: Setting, sample: Sample) -> Drawn:
+    _need(setting.good)
+    return law_plots.surface_figure(setting.runs, setting.laws, labels=_labels(sample)), _points(setting.runs)
 
 
-def _frontier(part: Part, unit: Unit) -> Drawn:
-    _need(part.good)
-    found = next((law for law in part.laws if law.form == "frontier"), None)
+def _frontier(setting: Setting, sample: Sample) -> Drawn:
+    _need(setting.good)
+    found = next((law for law in setting.laws if law.form == "frontier"), None)
     points = found.diagnostics.get("points", {}) if found else {}
     if not points.get("c"):
         raise ValueError(
             "at no compute budget does the best size lie between two others; train more sizes or fractions"
         )
-    return law_plots.frontier_figure(part.runs, part.laws, labels=_labels(unit)), pd.DataFrame(points)
+    return law_plots.frontier_figure(setting.runs, setting.laws, labels=_labels(sample)), pd.DataFrame(points)
 
 
-def _accuracy(part: Part, unit: Unit) -> Drawn:
-    return study_plots.accuracy_figure(part.runs, part.laws, labels=_labels(unit)), _points(part.runs, "val_accuracy")
+def _accuracy(setting: Setting, sample: Sample) -> Drawn:
+    return study_plots.accuracy_figure(setting.runs, setting.laws, labels=_labels(sample)), _points(
+        setting.runs, "val_accuracy"
+    )
 
 
-def _backtest(tests: Sequence[Backtest], unit: Unit) -> Drawn:
+def _backtest(tests: Sequence[Backtest], sample: Sample) -> Drawn:
     _need(tests)
     rows = [pd.DataFrame({"held_out": t.name, "run_key": t.keys, C: t.c, "observed": t.actual, "predicted": t.predicted,
                           "lo": t.lo, "hi": t.hi, **t.baselines}) for t in tests]  # fmt: skip
-    return law_plots.backtest_figure(tests, labels=_labels(unit)), pd.concat(rows)
+    return law_plots.backtest_figure(tests, labels=_labels(sample)), pd.concat(rows)
 
 
 def _drift(rolling: Sequence[Backtest], whole: Law | None) -> Drawn:

@@ -26,15 +26,15 @@ DOUBTS = {
 
 
 @dataclass(frozen=True)
-class Unit:
+class Sample:
     """What the task's samples are called, and so its loss."""
 
-    sample: str = "sample"
-    """token | image; `sample` for a task that cannot be asked."""
+    name: str = "sample"
+    """token | image; `sample` where nothing is known of the task."""
 
     @property
     def loss(self) -> str:
-        return "nats" if self.sample == "sample" else f"nats per {self.sample}"
+        return "nats" if self.name == "sample" else f"nats per {self.name}"
 
 
 def range_of(param: Param, digits: int = 2) -> str:
@@ -114,14 +114,14 @@ def status(states: Mapping[str, int]) -> str:
     return f"All {total} runs finished" if total > 1 else "The one run finished"
 
 
-def curves(good: pd.DataFrame, unit: Unit) -> str:
+def curves(good: pd.DataFrame, sample: Sample) -> str:
     if good.empty:
         return "No run finished; the curves show how far each came"
     losses, spread = good["val_loss"], float(good[C].max() / good[C].min())
     over = f" over a factor of {count(spread)} in compute" if spread > 1.05 else ""
     if len(good) == 1:
-        return f"The final loss is {losses.iloc[0]:.3g} {unit.loss}"
-    return f"Final losses run from {losses.max():.3g} to {losses.min():.3g} {unit.loss}{over}"
+        return f"The final loss is {losses.iloc[0]:.3g} {sample.loss}"
+    return f"Final losses run from {losses.max():.3g} to {losses.min():.3g} {sample.loss}{over}"
 
 
 def surface(law: Law | None) -> str:
@@ -199,10 +199,10 @@ def conventions(frame: pd.DataFrame) -> str:
     return f"By the choice of N and C alone, the exponent of the best size runs from {low:.2f} to {high:.2f}"
 
 
-def corrected(found: Corrected, unit: Unit) -> str:
+def corrected(found: Corrected, sample: Sample) -> str:
     """What choosing on all of the validation set hides, by resampling its examples."""
     return (
-        f"Chosen on all examples and all seeds, the best has a loss of {found.apparent:.4g} {unit.loss}; on examples that had no"
+        f"Chosen on all examples and all seeds, the best has a loss of {found.apparent:.4g} {sample.loss}; on examples that had no"
         f" part in choosing it, {found.corrected:.4g} ({found.lo:.4g} to {found.hi:.4g})."
     )
 

@@ -22,16 +22,16 @@ from scalespec.analysis.plots.study import fraction
 from scalespec.analysis.spectral.over_time import loss_correlation
 from scalespec.orchestrator.report import headings
 from scalespec.orchestrator.report.figures import (
-    Part,
     Picture,
+    Setting,
     choice_picture,
     inline,
     largest_run,
     law_pictures,
-    parts,
+    settings,
     spectra_pictures,
 )
-from scalespec.orchestrator.report.headings import Unit
+from scalespec.orchestrator.report.headings import Sample
 from scalespec.orchestrator.report.selection import Losses, choose, correct, read_examples
 from scalespec.orchestrator.report.tables import (
     Download,
@@ -52,9 +52,7 @@ from scalespec.orchestrator.states import MARKS
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import Study, to_yaml
 from scalespec.orchestrator.terminal.progress import duration
-from scalespec.trainables.errors import TaskError
 from scalespec.trainables.keys import keys_of
-from scalespec.trainables.task import task_class
 
 FOLDER = "report"
 LIMIT = 1_500_000
@@ -74,11 +72,11 @@ DRAWS = 200
 """Resamples for what stands beside the laws: other conventions, and the correlation of spectra with the loss."""
 
 
-def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: Sequence[Law]) -> None:
+def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: Sequence[Law], unit: str = "") -> None:
     """Writes report/index.html, and each figure as report/figures/NAME.svg with its data as NAME.csv.
 
     `made` holds the tables `runs`, `curves`, `spectra` and `spectra_summary` of `analysis.tables`. The page refers to nothing
-    outside itself. A figure or law that cannot be had is a line that says why.
+    outside itself. A figure or law that cannot be had is a line that says why. `unit`: what D counts, images or tokens.
     """
     kept = {
         **made,
@@ -86,7 +84,7 @@ def write(study: Study, store: StudyStore, made: Mapping[str, pa.Table], laws: S
     }  # the bulk of it, and nothing here draws them
     frames = {name: tables.to_pandas(kept[name]) for name in ("runs", "curves", "spectra", "spectra_summary", "asks")}
     examples = read_examples(store, choose(results_only(frames["runs"])[0]))
-    page, pictures = build(study, frames, laws, store.read_json("plan.json"), examples)
+    page, pictures = build(study, frames, laws, store.read_json("plan.json"), examples, unit)
     store.files.delete(f"{FOLDER}/figures")
     for shown in pictures:
         if shown.svg:
@@ -101,21 +99,22 @@ def build(
     laws: Sequence[Law],
     plan: Mapping[str, Any] | None = None,
     examples: Mapping[str, Losses] | None = None,
+    unit: str = "",
 ) -> tuple[str, list[Picture]]:
     """The page and its figures; nothing is read or written."""
-    unit = _unit(study)
+    sample = Sample(unit.removesuffix("s")) if unit else Sample()
     missing = missing_runs(frames["runs"], plan, set(frames["asks"]["run_key"]))
     whole, probes = results_only(pd.concat([frames["runs"], missing]) if len(missing) else frames["runs"])
     runs = whole[whole["status"] != "missing"]
-    every = parts(runs, laws)
+    every = settings(runs, laws)
     lead = every[0]
     states = {state: n for state in MARKS if (n := int((whole["status"] == state).sum()))}
     good = usable(runs, "val_loss")[0]
-    sections = [(part, law_pictures(part, frames["curves"], unit)) for part in every[:MOST_PARTS]]
+    sections = [(setting, law_pictures(setting, frames["curves"], sample)) for setting in every[:MOST_PARTS]]
     largest = largest_run(runs, frames["spectra"])
     spectral = spectra_pictures(largest)
     chosen = choose(runs)
-    choosing = [choice_picture(chosen.selection, unit)] if chosen is not None else []
+    choosing = [choice_picture(chosen.selection, sample)] if chosen is not None else []
     corrected = correct(chosen, examples or {})
     effective = _effective(study, runs, frames["curves"])
     pictures = [shown for _, made in sections for shown in made] + choosing + spectral
@@ -126,20 +125,20 @@ def build(
         "study": study,
         "headline": headings.headline(states, lead.law("chinchilla"))
         if len(every) == 1
-        else headings.compared([(part.label, part.law("chinchilla")) for part in every]),
+        else headings.compared([(setting.label, setting.law("chinchilla")) for setting in every]),
         "question": headings.question(whole, study.task["name"], study.data.source),
-        "ranges": headings.ranges(good, unit.sample),
+        "ranges": headings.ranges(good, sample.name),
         "facts": facts(study, runs, whole, probes),
         "cards": _cards(lead) if len(every) == 1 else [],
         "exponents": exponents(every) if len(every) > 1 else "",
-        "verdicts": [(part.label, _verdict(part)) for part in every],
+        "verdicts": [(setting.label, _verdict(setting)) for setting in every],
         "status": headings.status(states),
         "marks": [(MARKS[state], n, state) for state, n in states.items()],
         "matrices": matrices(whole),
-        "sections": [(part.label, made) for part, made in sections],
-        "without_figures": [part.label for part in every[MOST_PARTS:]],
+        "sections": [(setting.label, made) for setting, made in sections],
+        "without_figures": [setting.label for setting in every[MOST_PARTS:]],
         "choosing": choosing,
-        "corrected": headings.corrected(corrected, unit) if corrected else "",
+        "corrected": headings.corrected(corrected, sample) if corrected else "",
         "spectral": spectral,
         "spectral_heading": headings.spectra(frames["spectra"]) if spectral else "",
         "layers": layers_table(largest),
@@ -158,7 +157,7 @@ def build(
         "left_out": _left_out(laws),
         "conventions": conventions(),
         "flops_convention": "; ".join(sorted(set(runs["flops_convention"]))),
-        "unit": unit,
+        "sample": sample,
         "downloads": _downloads(study, runs, laws),
         "yaml": to_yaml(study),
     }
@@ -177,13 +176,6 @@ def _template() -> jinja2.Template:
 def raised(text: str) -> str:
     """Plain text as HTML, the exponents of `C^0.54` and `N^−α` raised."""
     return re.sub(r"\^(−?(?:\d+(?:\.\d+)?|[αβγa]\b))", r"<sup>\1</sup>", html.escape(text))
-
-
-def _unit(study: Study) -> Unit:
-    try:
-        return Unit(task_class(study.task["name"]).UNIT.removesuffix("s"))
-    except TaskError:  # a task of the user's own that cannot be imported here: its tables can still be read
-        return Unit()
 
 
 def facts(study: Study, runs: pd.DataFrame, whole: pd.DataFrame, probes: int = 0) -> list[tuple[str, str]]:
@@ -235,9 +227,9 @@ def _values(runs: pd.DataFrame, axis: str) -> str:
     return ", ".join(listed) if len(listed) <= 12 else ", ".join([*listed[:5], "…", *listed[-2:]]) + f" ({len(listed)})"
 
 
-def _cards(part: Part) -> list[tuple[str, str, str, str]]:
+def _cards(setting: Setting) -> list[tuple[str, str, str, str]]:
     """(symbol, estimate, interval, meaning) of what people look for first."""
-    law = part.law("chinchilla")
+    law = setting.law("chinchilla")
     if law is None:
         return []
     out, form = [], form_of_law(law)
@@ -248,9 +240,9 @@ def _cards(part: Part) -> list[tuple[str, str, str, str]]:
     return out
 
 
-def _verdict(part: Part) -> list[tuple[str, bool, str, str]]:
+def _verdict(setting: Setting) -> list[tuple[str, bool, str, str]]:
     """(law, clean, statuses, paragraph) of the laws that answer the study's question."""
-    shown = [(form_of_law(law), law) for law in part.laws]
+    shown = [(form_of_law(law), law) for law in setting.laws]
     return [
         (form.title, law.clean, _statuses(law), verdict(law))
         for form, law in shown

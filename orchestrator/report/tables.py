@@ -23,7 +23,7 @@ from scalespec.analysis.plots.axes import count, flop
 from scalespec.analysis.plots.spectra import depth_key
 from scalespec.analysis.plots.study import fraction
 from scalespec.analysis.spectral import over_time
-from scalespec.orchestrator.report.figures import Part
+from scalespec.orchestrator.report.figures import Setting
 from scalespec.orchestrator.report.headings import range_of
 from scalespec.orchestrator.states import MARKS
 
@@ -191,17 +191,17 @@ def laws_table(laws: Sequence[Law]) -> str:
     return _html(shown, left=("parameter",))
 
 
-def exponents(parts: Sequence[Part]) -> str:
+def exponents(settings: Sequence[Setting]) -> str:
     """How the law changes with the further axes: one row a combination."""
-    laws = [part.law("chinchilla") for part in parts]
+    laws = [setting.law("chinchilla") for setting in settings]
     form = form_of("chinchilla")
     rows = [
         {
-            "": part.label,
+            "": setting.label,
             **{form.symbol(name): range_of(law.params[name], 3) if law else "" for name in form.cards},
             "status": ", ".join(law.to_json()["status"]) if law else "not fitted",
         }
-        for part, law in zip(parts, laws, strict=True)
+        for setting, law in zip(settings, laws, strict=True)
     ]
     return _html(GT(pd.DataFrame(rows), id="exponents"), left=("", "status"))
 

@@ -198,6 +198,7 @@ class _Points:
             loop_version=LOOP_VERSION,
             **{name: point[name] for name in OWN},
             options=options,
+            unit=self.task.UNIT,
             **made,
             data_identity=self.prepared[key].data.identity,
             axes=further,

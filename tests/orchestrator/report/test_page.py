@@ -24,7 +24,7 @@ from scalespec.analysis.plots.axes import count, flop
 from scalespec.analysis.plots.esd import short
 from scalespec.orchestrator.report import headings, page
 from scalespec.orchestrator.report.figures import LARGE, Picture, inline, picture, svg_of
-from scalespec.orchestrator.report.headings import Unit
+from scalespec.orchestrator.report.headings import Sample
 from scalespec.orchestrator.report.tables import download, layers_table, matrices, missing_runs
 from scalespec.orchestrator.store.folder import StudyStore
 from scalespec.orchestrator.study.file import parse_study
@@ -186,7 +186,9 @@ class ObjectStore(StudyStore):
 def write(
     folder: Any, made: dict[str, pa.Table], laws: Any, study: Any = None, kind: Any = StudyStore
 ) -> tuple[Page, str]:
-    page.write(study or toy(), kind(str(folder)), made, laws)
+    study = study or toy()
+    unit = "tokens" if study.task["name"] == "gpt" else "images"
+    page.write(study, kind(str(folder)), made, laws, unit)
     text = (folder / "report" / "index.html").read_text(encoding="utf-8")
     return Page(text), text
 
@@ -455,7 +457,7 @@ def test_a_troubled_study_gets_a_report_without_laws(troubled):
     assert_self_contained(page, text)
     assert "The runs do not determine a scaling law" in page.headings[0]
     assert "gone.away:Task" in page.text
-    assert Unit().loss == "nats"
+    assert Sample().loss == "nats"
     assert "4 of 6 runs finished, 1 failed, 1 missing" in page.text
     assert "w0016-f025-s0" in page.text
 
