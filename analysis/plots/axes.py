@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from scalespec.analysis.plots.style import GREY, QUIET, size_colors, sizes_map
+from scalespec.analysis.plots.style import GREY, QUIET, lay_out, size_colors, sizes_map
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 """Shape of a data budget, smallest first."""
@@ -60,6 +60,9 @@ def log_axis(axes: Axes, which: str, label: str, name: Any = count) -> None:
         subs = np.arange(1.0, 10.0, 1.0 if decades > 0.3 else 0.5).tolist()
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: name(value)))
+    axis.set_minor_locator(
+        LogLocator(base=10, subs=(2.0, 5.0), numticks=12)
+    )  # all of 2 … 9 would be most of a drawing's time
     axis.set_minor_formatter(NullFormatter())
     if which == "x":
         axes.set_xlabel(label)
@@ -92,9 +95,19 @@ class _Fixed(LogLocator):
         return np.array(self.places)
 
 
-def box(axes: Axes, text: str) -> None:
-    """A white box with `text` in the corner where it covers the least data, top left first."""
-    _lay_out(axes)
+def boxes(figure: Figure, texts: Mapping[Axes, str]) -> None:
+    """A white box with its text on each axes, in the corner where it covers the least data, top left first.
+
+    To be called when all else is in the figure: the places of the axes are found for it once, and they stay.
+    """
+    if not texts:
+        return
+    lay_out(figure)
+    for axes, text in texts.items():
+        _box(axes, text)
+
+
+def _box(axes: Axes, text: str) -> None:
     points = _markers(axes)
     best, fewest = None, np.inf
     for x, y, ha, va in (
@@ -126,14 +139,6 @@ def box(axes: Axes, text: str) -> None:
             label.remove()
 
 
-def _lay_out(axes: Axes) -> None:
-    """Places everything, so that extents are known; nothing is drawn for it."""
-    figure = axes.get_figure(root=True)
-    engine = figure.get_layout_engine() if figure is not None else None
-    if figure is not None and engine is not None:
-        engine.execute(figure)
-
-
 def _markers(axes: Axes) -> list[tuple[float, float]]:
     """Display positions of every marker, and of the vertices of every line, in `axes`."""
     found: list[tuple[float, float]] = []
@@ -147,7 +152,9 @@ def _markers(axes: Axes) -> list[tuple[float, float]]:
 
 def covered_markers(axes: Axes) -> int:
     """Markers under a text box of `axes`: a figure that hides data says so here."""
-    _lay_out(axes)
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        figure.draw_without_rendering()
     frames: list[Bbox] = [text.get_window_extent() for text in axes.texts if text.get_text()]
     dots = [line for line in axes.get_lines() if line.get_marker() not in ("", "None", None)]
     points = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -24,7 +25,7 @@ from scalespec.analysis.laws.power import power_loss
 from scalespec.analysis.laws.registry import form_of, form_of_law
 from scalespec.analysis.laws.study import C, D, N, usable
 from scalespec.analysis.plots import parts
-from scalespec.analysis.plots.axes import MARKERS, box, caption, flop, log_axis, size_bar
+from scalespec.analysis.plots.axes import MARKERS, boxes, caption, flop, log_axis, size_bar
 from scalespec.analysis.plots.style import DARK, FULL, GREY, HALF, QUIET, figure, size_colors
 
 
@@ -51,6 +52,7 @@ def frontier_figure(
     good, excluded = usable(runs, target)
     loss_law, size_law = parts.find(laws, "frontier"), parts.find(laws, "n_opt")
     with figure(FULL, 3.1, columns=2) as (fig, (left, right)):
+        texts: dict[Axes, str] = {}
         sizes = parts.sizes_of(good)
         left.set_xscale("log")
         parts.runs_by_size(left, good, C, target, sizes)
@@ -63,7 +65,7 @@ def frontier_figure(
         left.set_ylabel(labels.loss)
         parts.failed(left, runs, excluded, C)
         if loss_law and loss_law.params:
-            box(left, f"γ = {parts.interval(loss_law.params['gamma'])}\nE = {parts.interval(loss_law.params['E'])}")
+            texts[left] = f"γ = {parts.interval(loss_law.params['gamma'])}\nE = {parts.interval(loss_law.params['E'])}"
         if size_law and found["c"]:
             right.set_xscale("log")
             right.set_yscale("log")
@@ -77,9 +79,10 @@ def frontier_figure(
             log_axis(right, "x", labels.c, flop)
             log_axis(right, "y", "best N")
         if size_law and size_law.params:
-            box(right, f"a = {parts.interval(size_law.params['a'])}")
+            texts[right] = f"a = {parts.interval(size_law.params['a'])}"
         size_bar(fig, [left, right], sizes, labels.n)
         caption(fig, parts.law_caption(good, excluded, loss_law))
+        boxes(fig, texts)
     return fig
 
 
@@ -90,6 +93,7 @@ def surface_figure(
     good, excluded = usable(runs, target)
     law = parts.surface_of(laws)
     with figure(FULL, 4.0, columns=2, rows=2) as (fig, axes):
+        texts: dict[Axes, str] = {}
         if (grid := axes[0].get_gridspec()) is not None:
             grid.set_height_ratios([3, 1])
         sizes, amounts = parts.sizes_of(good), np.unique(good[D].to_numpy(dtype=np.float64))
@@ -111,9 +115,10 @@ def surface_figure(
         if law and law.params:
             for axis, variable in ((axes[0], "d"), (axes[1], "n")):
                 if variable in (slopes := form_of_law(law).slopes):
-                    box(axis, parts.exponent(law, slopes[variable]))
+                    texts[axis] = parts.exponent(law, slopes[variable])
         size_bar(fig, axes, sizes, labels.n)
         caption(fig, parts.law_caption(good, excluded, law))
+        boxes(fig, texts)
     return fig
 
 
@@ -131,6 +136,7 @@ def isoflop_figure(
     found = profiles(n, c, loss) if law else smoothed_profiles(n, c, loss)
     law = law or parts.find(laws, "n_opt")
     with figure(FULL, 3.1, columns=2) as (fig, (left, right)):
+        texts: dict[Axes, str] = {}
         budgets = [p.c for p in found]
         colors = size_colors(budgets) if budgets else []
         for axis in (left, right) if found else ():
@@ -152,12 +158,13 @@ def isoflop_figure(
             parts.say(left, "no budget is shared by three sizes")
         left.set_ylabel(labels.loss)
         if fitted:
-            box(right, f"a = {parts.interval(fitted.params['a'])}")
+            texts[right] = f"a = {parts.interval(fitted.params['a'])}"
         caption(
             fig,
             parts.law_caption(good, excluded, law)
             + f" {len(inside)} of {len(found)} budgets are bracketed (△ ▽: not).",
         )
+        boxes(fig, texts)
     return fig
 
 
@@ -241,6 +248,7 @@ def power_figure(x: Any, loss: Any, law: Law, *, label: str, loss_label: str = S
     """Loss against one variable [points] with the fitted power law, and the residuals under it."""
     x, loss = np.asarray(x, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     with figure(HALF, 3.6, rows=2) as (fig, (top, strip)):
+        texts: dict[Axes, str] = {}
         if (grid := top.get_gridspec()) is not None:
             grid.set_height_ratios([3, 1])
         top.set_xscale("log")
@@ -258,7 +266,7 @@ def power_figure(x: Any, loss: Any, law: Law, *, label: str, loss_label: str = S
             )
             strip.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %")
             strip.axhline(0, color=GREY, linewidth=0.8)
-            box(top, "\n".join(filter(None, [parts.exponent(law, "gamma"), _floor(law)])))
+            texts[top] = "\n".join(filter(None, [parts.exponent(law, "gamma"), _floor(law)]))
         else:
             parts.say(strip, "no law")
         strip.set_xlim(top.get_xlim())
@@ -268,6 +276,7 @@ def power_figure(x: Any, loss: Any, law: Law, *, label: str, loss_label: str = S
         top.set_ylabel(loss_label)
         strip.set_ylabel("obs. / fit − 1")
         caption(fig, parts.law_caption(pd.DataFrame({"loss": loss}), (), law))
+        boxes(fig, texts)
     return fig
 
 
@@ -275,6 +284,7 @@ def repetition_figure(n: Any, d: Any, unique: Any, loss: Any, law: Law, *, label
     """Loss against samples, one line a size and an amount of unique data, and what the law misses against repetition."""
     n, d, unique, loss = (np.asarray(values, dtype=np.float64) for values in (n, d, unique, loss))
     with figure(FULL, 3.1, columns=2) as (fig, (left, right)):
+        texts: dict[Axes, str] = {}
         sizes = sorted(set(n))
         shade = dict(zip(sizes, size_colors(sizes), strict=True))
         amounts = sorted(set(unique))
@@ -296,12 +306,13 @@ def repetition_figure(n: Any, d: Any, unique: Any, loss: Any, law: Law, *, label
             right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %")
             log_axis(right, "x", "epochs, D / unique samples", lambda v: f"{v:.3g}")
             right.set_ylabel("observed / fitted − 1")
-            box(left, f"R_D* = {parts.interval(law.params['r_d'])}\nR_N* = {parts.interval(law.params['r_n'])}")
+            texts[left] = f"R_D* = {parts.interval(law.params['r_d'])}\nR_N* = {parts.interval(law.params['r_n'])}"
         else:
             parts.say(right, "no law")
         size_bar(fig, [left, right], sizes, labels.n)
         said = parts.law_caption(pd.DataFrame({"loss": loss}), (), law)
         caption(fig, said + (" Marker: unique samples." if shape else ""))
+        boxes(fig, texts)
     return fig
 
 

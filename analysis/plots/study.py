@@ -94,14 +94,21 @@ def curves_of(runs: pd.DataFrame, curves: pd.DataFrame, metric: str = "val_loss"
 
 
 def curves_figure(
-    runs: pd.DataFrame, curves: pd.DataFrame, laws: Sequence[Law] = (), *, labels: Labels = STUDY
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    laws: Sequence[Law] = (),
+    *,
+    labels: Labels = STUDY,
+    points: pd.DataFrame | None = None,
 ) -> Figure:
     """Validation loss of every run against its compute, and the compute-efficient frontier with its power law.
 
     A run in mid-schedule is a thin line, a finished one a marker; the frontier is read from finished runs alone. Diverged and
-    failed runs keep a hollow marker, ▲ on the frame where it lies off the scale. Raises ValueError without a curve.
+    failed runs keep a hollow marker, ▲ on the frame where it lies off the scale. `points`: what `curves_of` gave, where it is known.
+    Raises ValueError without a curve.
     """
-    look, points = Look.of(runs), curves_of(runs, curves)
+    look = Look.of(runs)
+    points = curves_of(runs, curves) if points is None else points
     if points.empty:
         raise ValueError("no run has logged a validation loss after step 0")
     with figure(FULL, 3.6) as (fig, (axes,)):

@@ -5,6 +5,7 @@ Figures are built without pyplot, so that they can be made in any thread and lea
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Colormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 HALF, FULL = 3.3, 6.8
 """Widths in inches of a one-column and a two-column figure."""
@@ -56,9 +59,19 @@ def to_svg(fig: Figure) -> str:
     """The figure as an SVG element, without XML header or date: equal figures are equal text."""
     with mpl.rc_context(RC):
         buffer = io.StringIO()
-        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        lay_out(fig)
+        # savefig would draw the figure once more before, to find out what is laid out already
+        FigureCanvasSVG(fig).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def lay_out(fig: Figure) -> None:
+    """Gives everything its place, once: extents are known then, and later drawing moves nothing."""
+    engine = fig.get_layout_engine()
+    if engine is not None and not isinstance(engine, PlaceHolderLayoutEngine):
+        engine.execute(fig)
+        fig.set_layout_engine("none")
 
 
 def save(fig: Figure, path: str) -> None:
@@ -67,6 +80,7 @@ def save(fig: Figure, path: str) -> None:
         fig.savefig(path)
 
 
+@functools.cache
 def sizes_map() -> Colormap:
     """Viridis from light to dark: the largest, most expensive curve has the most contrast."""
     return ListedColormap(mpl.colormaps["viridis"](np.linspace(0.85, 0.05, 256)))
@@ -74,6 +88,11 @@ def sizes_map() -> Colormap:
 
 def size_colors(values: Sequence[float]) -> list[tuple[float, float, float, float]]:
     """One colour a value, on a log scale, dark = large."""
+    return list(_size_colors(tuple(map(float, values))))
+
+
+@functools.lru_cache(maxsize=64)
+def _size_colors(values: tuple[float, ...]) -> list[tuple[float, float, float, float]]:
     lo, hi = min(values), max(values)
-    norm = LogNorm(lo, hi if hi > lo else lo * 1.001)
-    return [sizes_map()(float(norm(value))) for value in values]
+    places = LogNorm(lo, hi if hi > lo else lo * 1.001)(np.array(values))
+    return list(map(tuple, sizes_map()(places).tolist()))

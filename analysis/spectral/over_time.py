@@ -145,7 +145,8 @@ def _spearman(groups: Sequence[Floats]) -> float:
     pairs = np.concatenate(groups) if groups else np.empty((0, 2))
     if len(pairs) < 3 or (pairs == pairs[0]).all(axis=0).any():
         return float("nan")
-    return float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
+    ranks = stats.rankdata(pairs, axis=0)
+    return float(np.corrcoef(ranks, rowvar=False)[0, 1])
 
 
 def _groups(spectra: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:

@@ -190,8 +190,9 @@ def inline(shown: Picture) -> str:
 
 
 def _curves(setting: Setting, curves: pd.DataFrame, sample: Sample) -> Drawn:
-    fig = study_plots.curves_figure(setting.runs, curves, setting.laws, labels=_labels(sample))
-    return fig, study_plots.curves_of(setting.runs, curves)
+    points = study_plots.curves_of(setting.runs, curves)
+    labels = _labels(sample)
+    return study_plots.curves_figure(setting.runs, curves, setting.laws, labels=labels, points=points), points
 
 
 def _labels(sample: Sample) -> law_plots.Labels:
