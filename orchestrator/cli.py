@@ -171,7 +171,9 @@ def fit(
     drop_highest: Annotated[int, typer.Option(help="leave out the K highest losses", metavar="K", min=0)] = 0,
     where: Annotated[str | None, typer.Option(help="keep rows where this holds", metavar="EXPR")] = None,
     unit: Annotated[str | None, typer.Option(help="of the loss: nats, bits or bpb", metavar="UNIT")] = None,
-    out: Annotated[str | None, typer.Option(help="write the law as JSON", metavar="F")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="write the list of laws as JSON, as in laws.json", metavar="F")
+    ] = None,
     plot: Annotated[str | None, typer.Option(help="draw it as .svg, .png or .pdf", metavar="F")] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; default: MLFLOW_TRACKING_URI", metavar="U")
@@ -191,11 +193,11 @@ def fit(
     data, said = verb.points(user_tables.select(frame, where), columns, drop_highest, form)
     law = verb.certify(data, form=form, delta=delta)
     if out is not None:
-        verb.write(law, out)
+        verb.write([law], out)
     if plot is not None:
         verb.draw(law, data, columns, plot, unit)
     if json_:
-        print(json.dumps(law.to_json(), indent=1))
+        print(verb.listing([law]))
     else:
         notes = [said, f"{left_out} runs without these columns" if left_out else "", verb.in_nats(law, unit)]
         views.law(law, "; ".join(filter(None, notes)))

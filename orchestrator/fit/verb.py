@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,15 @@ def certify(
         raise InputError(str(error)) from error
 
 
-def write(law: Law, path: str) -> None:
-    """Writes the law as JSON."""
+def listing(found: Sequence[Law]) -> str:
+    """The laws as the JSON list of `laws.json`."""
+    return json.dumps([law.to_json() for law in found], indent=1, allow_nan=False)
+
+
+def write(found: Sequence[Law], path: str) -> None:
+    """Writes that list."""
     try:
-        Path(path).write_text(json.dumps(law.to_json(), indent=1, allow_nan=False) + "\n")
+        Path(path).write_text(listing(found) + "\n")
     except OSError as error:
         raise InputError(f"--out {path}: {error.strerror}") from error
 

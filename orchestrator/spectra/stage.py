@@ -26,7 +26,7 @@ from scalespec.analysis import spectral, tables
 from scalespec.orchestrator.spectra import weights
 from scalespec.orchestrator.spectra.tensors import TensorFile, WeightsError
 from scalespec.orchestrator.store.files import open_files
-from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes
+from scalespec.orchestrator.store.folder import StudyStore, parquet_bytes, read_part
 
 log = logging.getLogger("scalespec.spectra")
 
@@ -217,9 +217,9 @@ def stored(store: StudyStore, run_keys: Sequence[str] | None = None, columns: Se
         yield schema.empty_table()
         for name in store.files.names("spectra"):
             if name.endswith(".parquet"):
-                source = pa.BufferReader(store.files.read(f"spectra/{name}"))
-                part = tables.conform(tables.read_parquet(source, columns), schema)
-                yield part if wanted is None else part.filter(pc.is_in(part["run_key"], value_set=wanted))
+                part = read_part(store.files, f"spectra/{name}", schema, columns)
+                if part is not None:
+                    yield part if wanted is None else part.filter(pc.is_in(part["run_key"], value_set=wanted))
 
     return tables.last_of_each_key(pa.concat_tables(parts()), "spectra")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from scalespec.trainables.files import Files, LocalFiles
 from scalespec.trainables.io import ValRows
 from scalespec.trainables.record import Row
 from scalespec.trainables.spec import RunSpec
+
+log = logging.getLogger("scalespec.store")
 
 
 class ParquetCodec:
@@ -100,6 +103,15 @@ class StudyStore:
             return tables.read_parquet(pa.BufferReader(self.files.read(f"tables/{name}.parquet")))
         except FileNotFoundError:
             return None
+
+
+def read_part(files: Files, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """One part of a table that is written in parts, or its `columns`; a damaged one is named in the log and passed over."""
+    try:
+        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path)), columns), schema)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read and is left out (%s)", path, error)
+        return None
 
 
 def read_text(store: StudyStore, path: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,13 +13,11 @@ import pyarrow as pa
 
 from scalespec.analysis import tables
 from scalespec.orchestrator.store import watch
-from scalespec.orchestrator.store.folder import StudyStore
+from scalespec.orchestrator.store.folder import StudyStore, read_part
 from scalespec.trainables.commits import read_json, read_manifest
 from scalespec.trainables.files import Files
 from scalespec.trainables.history import WEIGHTS, History
 from scalespec.trainables.spec import RunSpec
-
-log = logging.getLogger("scalespec.store")
 
 RUNS_AT_ONCE = 500
 """Runs whose curves are put in order together: their rows are held twice for that long."""
@@ -154,7 +151,7 @@ def _curves(files: Files, paths: Mapping[str, Sequence[str]]) -> pa.Table:
     parts, run = [], []
     for at, mine in enumerate(paths.values()):
         for path in mine:
-            part = _part(files, path)
+            part = read_part(files, path, tables.METRICS_PART)
             if part is not None:
                 parts.append(part)
                 run.append(np.full(part.num_rows, at))
@@ -165,15 +162,6 @@ def _curves(files: Files, paths: Mapping[str, Sequence[str]]) -> pa.Table:
     whole = whole.drop_columns(["time_ms"]).add_column(0, tables.CURVES.field("run_key"), names.cast(pa.string()))
     whole = whole.cast(tables.CURVES)
     return tables.last_of_each_key(whole, "curves")
-
-
-def _part(files: Files, path: str) -> pa.Table | None:
-    """A metric part; a damaged one is named in the log and passed over."""
-    try:
-        return tables.conform(tables.read_parquet(pa.BufferReader(files.read(path))), tables.METRICS_PART)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s cannot be read and is left out (%s)", path, error)
-        return None
 
 
 def checkpoints_table(

@@ -336,8 +336,8 @@ def test_fit_prints_the_law_with_intervals_and_verdict(scalespec, table):
 def test_fit_as_json_and_into_a_file(scalespec, table, tmp_path):
     out = tmp_path / "law.json"
     said = scalespec("fit", table, "--loss", "loss", "--n", "params", "--d", "tokens", "--json", "--out", out)
-    law = json.loads(said.out)
-    assert law == json.loads(out.read_text())
+    (law,) = json.loads(said.out)  # the list of laws.json
+    assert [law] == json.loads(out.read_text())
     assert law["params"]["alpha"]["value"] == pytest.approx(0.34, rel=1e-3)
     assert law["params"]["beta"]["value"] == pytest.approx(0.28, rel=1e-3)
     assert law["params"]["alpha"]["lo"] <= law["params"]["alpha"]["value"] <= law["params"]["alpha"]["hi"]

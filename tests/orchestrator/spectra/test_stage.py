@@ -425,6 +425,18 @@ def test_summaries_are_one_line_a_checkpoint(done):
     assert stage.summary_table(tables.from_rows(rows[::-1], tables.SPECTRA)).equals(table)
 
 
+def test_a_damaged_part_is_passed_over_and_its_rows_are_computed_again(study, caplog):
+    stage.run_stage(study.store, find(study), request_of(study), cpus=1)
+    whole = stage.stored(study.store)
+    (part,) = [name for name in study.store.files.names("spectra") if name.endswith(".parquet")]
+    data = study.store.files.read(f"spectra/{part}")
+    study.store.files.write(f"spectra/{part}", data[: len(data) // 2])
+    assert stage.stored(study.store).num_rows == 0
+    assert f"spectra/{part}" in caplog.text
+    stage.run_stage(study.store, find(study), request_of(study), cpus=1)
+    assert tables.sorted_by_key(stage.stored(study.store), "spectra").equals(tables.sorted_by_key(whole, "spectra"))
+
+
 def test_rows_of_an_older_minor_version_are_still_read(study):
     rows = analyse_block(find(study, "last"), request_of(study))
     table = tables.from_rows(rows, tables.SPECTRA).drop_columns(["alpha_farms", "content"])
