@@ -44,7 +44,7 @@ STUDY = {
     "grid": {"width": [16, 32, 48, 64], "data_fraction": ["1", "3/4", "1/2"], "seed": [0, 1, 2, 3]},
     "optim": {"lr": 4e-3, "batch_size": 32, "reference": {"width": 32, "batch_size": 32}},
     "schedule": {"name": "wsd", "warmup": 16384},
-    "train": {"checkpoints": 6, "reuse_trunk": False},
+    "train": {"checkpoints": 6, "reuse_trunk": False, "media": False},  # the bare loop draws no samples
     "spectra": {"every": "never"},
     "report": False,
 }

@@ -75,7 +75,8 @@ class Queue:
         if what == "claim":
             self.board.claimed(lane)
         self._hints.append((lane, folder, what))
-        await self._change()
+        if what == "result":  # the driver looks at everything else by the second
+            await self._change()
 
     async def refuse(self, lane: str, workers: int, why: str) -> None:
         """A worker of this lane must not train."""

@@ -105,6 +105,7 @@ class Tracker:
     run_ids: dict[str, str] = field(default_factory=dict)
     _sent: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
+    _source: Mapping[str, str] = field(default_factory=lambda: source_tags())
     _written: bool = False
     """Whether mlflow.json is there."""
     _ended: dict[str, int] = field(default_factory=dict)
@@ -132,7 +133,7 @@ class Tracker:
         if found:
             self.parent_id = found[0].info.run_id
         else:
-            created = client.create_run(self.experiment_id, tags={**tags, **source_tags()}, run_name=self.study)
+            created = client.create_run(self.experiment_id, tags={**tags, **self._source}, run_name=self.study)
             self.parent_id = created.info.run_id
         for run in _all_children(client, self.experiment_id, self.parent_id):
             self.run_ids[run.data.tags[KEY_TAG]] = run.info.run_id
@@ -189,26 +190,27 @@ class Tracker:
                 self._ended[spec.run_key] = _end_of(result)
 
     def _child(self, spec: RunSpec, told: Told) -> str:
-        if spec.run_key not in self.run_ids:
+        new = spec.run_key not in self.run_ids
+        if new:
             claim = self.store.read_json(told.claim) if told.claim else None
             started = int((claim["time"] if claim else time.time()) * 1000)
-            tags = {PARENT: self.parent_id, KEY_TAG: spec.run_key, "family_key": spec.family_key, **source_tags()}
+            tags = {PARENT: self.parent_id, KEY_TAG: spec.run_key, "family_key": spec.family_key, **self._source}
             tags |= {f"axis.{name}": str(value) for name, value in axes_of(spec).items()}
             run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=spec.run_key)
-            self.run_ids[spec.run_key] = run.info.run_id
+            self.run_ids[spec.run_key], self._sent[spec.run_key] = run.info.run_id, set()
         if spec.run_key not in self._described:
-            self._describe(spec, self.run_ids[spec.run_key])
+            self._describe(spec, self.run_ids[spec.run_key], empty=new)
             self._described.add(spec.run_key)
         return self.run_ids[spec.run_key]
 
-    def _describe(self, spec: RunSpec, run_id: str) -> None:
+    def _describe(self, spec: RunSpec, run_id: str, *, empty: bool) -> None:
         """Sends parameters and data where a run has none: an attempt may have ended between making it and describing it."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        run = self.client.get_run(run_id)
-        if not run.data.params:
+        run = None if empty else self.client.get_run(run_id)
+        if run is None or not run.data.params:
             self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params_of(spec).items()])
-        if not run.inputs.dataset_inputs:
+        if run is None or not run.inputs.dataset_inputs:
             source = spec.data.path or spec.data.source
             data = Dataset(name=spec.data.source, digest=spec.data_identity[:36], source_type="local", source=source)
             context = InputTag("mlflow.data.context", f"train {spec.data_fraction}")

@@ -38,10 +38,10 @@ class Recorder:
         """Runs that the study has asked for."""
         with self._lock:
             self.specs |= {spec.run_key: spec for spec in specs}
+        self._begin()
 
     def take(self, events: Iterable[Event], results: Mapping[str, Mapping[str, Any]]) -> None:
-        """What was committed, and the results that are known. The first such word starts the thread."""
-        # importing MLflow and making its store takes seconds of a CPU that the first workers need to start
+        """What was committed, and the results that are known."""
         with self._lock:
             for event in events:
                 told = self._news.get(event.run_key, Told())
@@ -53,11 +53,16 @@ class Recorder:
                 elif event.what == "result":
                     told = replace(told, result=results[event.run_key])
                 self._news[event.run_key] = told
-            start = bool(self._news) and self.tracker is not None and not self._thread.ident
-        if start:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts the thread with the first word, so that MLflow is imported and its store made while the driver plans: one CPU
+        is idle then, and none once lanes train."""
+        if self.tracker is not None and not self._thread.ident:
             self._thread.start()
 
     def _follow(self) -> None:
+        self._try(lambda tracker: tracker.open())
         while True:
             with self._lock:
                 news, self._news = self._news, {}
