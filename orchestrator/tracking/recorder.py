@@ -14,7 +14,7 @@ from scalespec.trainables.spec import RunSpec
 
 log = logging.getLogger("scalespec.tracking")
 
-PAUSE_S, RETRY_S = 2.0, 20.0
+PAUSE_S, RETRY_S = 5.0, 20.0
 """Seconds between two times that something is sent, and until the next try where that failed."""
 
 
