@@ -32,6 +32,7 @@ import numpy as np
 from scalespec.orchestrator import planning, run
 from scalespec.orchestrator.conclude import write_tables
 from scalespec.orchestrator.design import log
+from scalespec.orchestrator.design.stages import Stages
 from scalespec.orchestrator.engine.queue import News
 from scalespec.orchestrator.store import lease, run_tables, watch
 from scalespec.orchestrator.store.folder import StudyStore, read_text
@@ -74,7 +75,9 @@ def status(study: Study, store: StudyStore) -> Seconds:
 
 def driver_of(study: Study, store: StudyStore) -> run.Driver:
     """The driver as `run_study` makes it, without Ray and without MLflow."""
-    driver = run.Driver(study, Expander(), store, lease.Lease(store), Machine(2, 0))
+    points = Expander()
+    Stages(study, points).known()
+    driver = run.Driver(study, points, store, lease.Lease(store), Machine(2, 0))
     driver.recorder.tracker = None
     return driver
 

@@ -247,10 +247,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+_AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+
+
 def canonical(value: Any) -> Any:
     """A value as it is hashed: numbers by what they are and not by how they are written, so 1.0 is 1 and −0.0 is 0."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    if type(value) in _AS_THEY_ARE:  # most values: asking what a Fraction is takes longer than all the rest
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
     if isinstance(value, Fraction):
         return str(value)
     if isinstance(value, list | tuple):

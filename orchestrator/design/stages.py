@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scalespec.analysis.readings import READINGS, ReadingError, ReadingValue
 from scalespec.orchestrator.design import grid
-from scalespec.orchestrator.design.ask import Ask, DesignError, Seen, digest, fingerprint
+from scalespec.orchestrator.design.ask import Ask, DesignError, Seen, fingerprint
 from scalespec.orchestrator.design.tune import Cell, Tuning
-from scalespec.orchestrator.study import checks
 from scalespec.orchestrator.study.stages import Reading, Stage, definition
 from scalespec.orchestrator.study.study import Study, stage_study
 from scalespec.trainables.spec import RunSpec
 
 Expand = Callable[[Study], Sequence[RunSpec]]
-"""A study of one grid → its runs."""
+"""A study of one grid → its runs. A design is asked after every finished run: one that takes long keeps what it gave."""
 
 
 @dataclass
@@ -28,7 +27,6 @@ class Stages:
 
     study: Study
     expand: Expand
-    _expanded: dict[str, tuple[RunSpec, ...]] = field(default_factory=dict)
 
     def ask(self, seen: Seen, running: Collection[str] = (), budget: float | None = None) -> Ask:
         """The first ask of any stage that has one. Stages that rest on nothing unfinished are asked for side by side."""
@@ -75,9 +73,9 @@ class Stages:
                 further += tuning.most() + (len(first) if stage.readings else 0)
                 certain += [] if stage.readings else first
             elif stage.readings:
-                further += len(self._points(plain))
+                further += len(self.expand(plain))
             else:
-                certain += self._points(plain)
+                certain += self.expand(plain)
         return list({spec.run_key: spec for spec in certain}.values()), further
 
     def _of(self, stage: Stage, seen: Seen) -> Ask:
@@ -91,7 +89,7 @@ class Stages:
         plain = stage_study(self.study, stage, values)
         basis = (definition(stage), marks)
         tuning = self._tuning(stage, plain, basis)
-        ask = tuning.ask(seen) if tuning else grid.ask(stage.name, stage.role, self._points(plain), basis, seen)
+        ask = tuning.ask(seen) if tuning else grid.ask(stage.name, stage.role, self.expand(plain), basis, seen)
         if ask.points and values:
             return _with_reads(ask, values, [s.run_key for read in stage.readings for s in _last(seen, read.of)])
         return ask
@@ -111,26 +109,19 @@ class Stages:
         except ReadingError as error:
             raise DesignError(f"stage {name} reads {read.reading} of {read.of}: {error}") from error
 
-    def _points(self, plain: Study) -> tuple[RunSpec, ...]:
-        """The runs of one grid; a design is asked after every finished run, so they are kept."""
-        key = digest(checks.plain(plain))
-        if key not in self._expanded:
-            self._expanded[key] = tuple(self.expand(plain))
-        return self._expanded[key]
-
     def _tuning(self, stage: Stage, plain: Study, basis: tuple[Any, ...]) -> Tuning | None:
         if stage.tune is None:
             return None
         tune = stage.tune
         axes = [axis for axis in plain.grid if axis not in ("seed", "data_fraction", tune.key)]
         cells: dict[Cell, list[RunSpec]] = {}
-        for spec in self._points(plain):
+        for spec in self.expand(plain):
             cells.setdefault(tuple(_axis_value(spec, axis) for axis in axes), []).append(spec)
 
         def points(cell: Cell, rates: Sequence[float]) -> Sequence[RunSpec]:
             where: dict[str, Any] = {axis: [value] for axis, value in zip(axes, cell, strict=True)}
             probes = {**where, "data_fraction": tune.data_fraction, "seed": tune.seed, tune.key: list(rates)}
-            return self._points(replace(plain, grid=probes))
+            return self.expand(replace(plain, grid=probes))
 
         def final(winners: Mapping[Cell, float]) -> Sequence[RunSpec]:
             rest = {axis: values for axis, values in plain.grid.items() if axis in ("seed", "data_fraction")}
@@ -138,7 +129,7 @@ class Stages:
             for cell, rate in winners.items():
                 where = {axis: [value] for axis, value in zip(axes, cell, strict=True)}
                 chosen = replace(plain.with_value(tune.key, rate), grid={**where, **rest})
-                out += self._points(chosen)
+                out += self.expand(chosen)
             return out
 
         start = float(plain.value_of(tune.key))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -81,8 +81,7 @@ def is_local_disk(path: str) -> bool:
     return not kind.lower().startswith(NETWORK_DISKS)
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """What was committed of a run and is not in MLflow yet."""
 
     claim: str = ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from scalespec.orchestrator.store.watch import Event
@@ -46,12 +45,12 @@ class Recorder:
             for event in events:
                 told = self._news.get(event.run_key, Told())
                 if event.what == "claim":
-                    told = replace(told, claim=told.claim or event.path)
+                    told = told._replace(claim=told.claim or event.path)
                     self._followed.add(event.run_key)
                 elif event.what == "part":
-                    told = replace(told, parts=(*told.parts, event.path))
+                    told = told._replace(parts=(*told.parts, event.path))
                 elif event.what == "result":
-                    told = replace(told, result=results[event.run_key])
+                    told = told._replace(result=results[event.run_key])
                 self._news[event.run_key] = told
         self._begin()
 
