@@ -428,8 +428,11 @@ def last_of_each_key(table: pa.Table, name: str) -> pa.Table:
         last[:-1] |= rank[order[1:]] != rank[order[:-1]]
     kept, columns, schema = pa.array(order[last]), table.columns, table.schema
     del table, ranks
-    # column by column, so that a table that nobody else holds is not in memory twice
-    return pa.Table.from_arrays([columns.pop(0).take(kept) for _ in schema], schema=schema)
+    out = []
+    for _ in schema:  # column by column, so that a table that nobody else holds is not in memory twice
+        out.append(columns.pop(0).take(kept))
+        pa.default_memory_pool().release_unused()
+    return pa.Table.from_arrays(out, schema=schema)
 
 
 def _in_order(ranks: Sequence[Any]) -> Iterator[bool]:

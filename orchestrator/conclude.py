@@ -63,6 +63,7 @@ def write_tables(
     """The tables, of exactly the runs of the asks in force."""
     specs = ask_log.specs(asks)
     rows = stage.stored(store, [spec.run_key for spec in specs])  # first, while nothing else takes memory
+    pa.default_memory_pool().release_unused()
     made = {"spectra": rows, "spectra_summary": stage.summary_table(rows), "asks": ask_log.table(asks)}
     price, roles, found = study.resources.price_per_hour, ask_log.roles(asks), run_tables.find(store, specs)
     made |= {
@@ -70,10 +71,11 @@ def write_tables(
         "curves": run_tables.curves_table(store, specs, found=found),
         "checkpoints": run_tables.checkpoints_table(store, specs, found=found),
     }
-    del found
-    made = {name: tables.sorted_by_key(table, name) for name, table in made.items()}
-    for name, table in made.items():
-        store.write_table(name, table)
+    del found, rows
+    for name in list(made):  # one at a time, so that no two are there twice
+        made[name] = tables.sorted_by_key(made[name], name)
+        store.write_table(name, made[name])
+        pa.default_memory_pool().release_unused()
     return made
 
 
