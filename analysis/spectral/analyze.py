@@ -163,7 +163,7 @@ def _randomized(values: Floats, layer: Layer, seed: int, precision: str, device:
     top = float(first[-1])
     row: Row = {
         "max_rand_eval": float(every[-1]),
-        "rand_distance": random_matrix.jensen_shannon(values, first),
+        "rand_distance": float(random_matrix.jensen_shannon(values, first)),
         "ww_softrank": top / float(values[-1]),
         "ww_maxdist": float(values[-1]) - top,
     }

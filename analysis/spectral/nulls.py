@@ -21,11 +21,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from scalespec.analysis.spectral.many_fits import fits
-from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, hill
+from scalespec.analysis.spectral.power_law import NATIVE_RULE, WW_RULE, Floats, hills
 from scalespec.analysis.spectral.random_matrix import jensen_shannon
 
 VERSION = 1
 """Raised when the numbers change: older files are then not read."""
+
+SQUARES_AT_ONCE = 1 << 18
 
 DRAWS = 400
 CUT_STEPS = 8
@@ -113,10 +115,9 @@ def draw(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0
         found = fits(kept, NATIVE_RULE if native else WW_RULE)
         table[0, mine], table[1, mine] = found.alpha, found.D
         table[2, mine] = np.where(found.tail > 0, found.tail, np.nan)
-        estimates = (hill(values) for values in kept)
-        table[3, mine] = [np.nan if estimate is None else estimate for estimate in estimates]
+        table[3, mine] = hills(kept) if size >= 2 else np.nan
     table[4], table[5] = spectra.sum(axis=1) / spectra[:, -1], spectra[:, -1]
-    distance = np.array([jensen_shannon(p, q) for p, q in zip(spectra, np.roll(spectra, -1, axis=0))])
+    distance = jensen_shannon(spectra, np.roll(spectra, -1, axis=0))
     names = [field.name for field in fields(Null)][:6]
     return Null(**dict(zip(names, table)), distance=distance, spectrum=spectra.mean(axis=0))
 
@@ -125,27 +126,37 @@ def draw(N: int, M: int, count: int = 1, *, native: bool = False, cut: float = 0
 def _spectra(N: int, M: int, count: int, draws: int) -> Floats:
     """Random spectra of one shape, one a row; the rules and cuts of a shape share them."""
     rng = np.random.default_rng([VERSION, N, M, count])
-    return np.stack([unit_spectrum(N, M, count, rng) for _ in range(draws)])
+    return unit_spectra(N, M, count, draws, rng)
 
 
-def unit_spectrum(N: int, M: int, count: int, rng: np.random.Generator) -> Floats:
-    """Eigenvalues of WᵀW of `count` Gaussian N × M matrices (N ≥ M), pooled, ascending, divided by their mean."""
-    values = np.sort(np.concatenate([wishart_eigenvalues(N, M, rng) for _ in range(count)]))
-    return values / values.mean()  # type: ignore[no-any-return]
+def unit_spectra(N: int, M: int, count: int, draws: int, rng: np.random.Generator) -> Floats:
+    """Eigenvalues of WᵀW of `count` Gaussian N × M matrices (N ≥ M), pooled, ascending, divided by their mean: [draws, count·M]."""
+    values = wishart_eigenvalues(N, M, draws * count, rng).reshape(draws, count * M)
+    values.sort(axis=1)
+    return values / values.mean(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def wishart_eigenvalues(N: int, M: int, rng: np.random.Generator) -> Floats:
-    """Eigenvalues, ascending, of WᵀW for an N × M matrix of independent standard normal elements, N ≥ M."""
-    d = rng.chisquare(N - np.arange(M))
-    e = rng.chisquare(np.arange(M - 1, 0, -1)) if M > 1 else np.empty(0)
-    diagonal = d.copy()
-    diagonal[1:] += e
-    if M == 1:
-        return diagonal
-    found, info = lapack.dsterf(diagonal, np.sqrt(d[:-1] * e))
-    if info:
-        raise ArithmeticError(f"dsterf: {info} eigenvalues of a random {N} × {M} matrix did not converge")
-    return np.maximum(found, 0)  # type: ignore[no-any-return]
+def wishart_eigenvalues(N: int, M: int, draws: int, rng: np.random.Generator) -> Floats:
+    """Eigenvalues, ascending, of WᵀW for N × M matrices of independent standard normal elements, N ≥ M: [draws, M].
+
+    WᵀW has the eigenvalues of BBᵀ for a bidiagonal B with elements from chi distributions (Dumitriu and Edelman,
+    https://arxiv.org/abs/math-ph/0206043).
+    """
+    degrees = np.concatenate([N - np.arange(M), np.arange(M - 1, 0, -1)])
+    out = np.empty((draws, M))
+    at_once = max(1, SQUARES_AT_ONCE // len(degrees))
+    for first in range(0, draws, at_once):
+        rows = out[first : first + at_once]
+        squares = rng.chisquare(degrees, size=(len(rows), len(degrees)))
+        d, e = squares[:, :M], squares[:, M:]  # squares of B's diagonal, and of what stands beside it
+        rows[:], beside = d, np.sqrt(d[:, :-1] * e)
+        rows[:, 1:] += e
+        if M > 1:
+            for row, off in zip(rows, beside):
+                row[:], info = lapack.dsterf(row, off)
+                if info:
+                    raise ArithmeticError(f"dsterf: {info} eigenvalues of a random {N} × {M} matrix did not converge")
+    return np.maximum(out, 0, out=out)  # type: ignore[no-any-return]
 
 
 def cache_folder() -> Path:

@@ -138,12 +138,16 @@ def hill(values: Floats) -> float | None:
 
     Deterministic and 50 to 200 times more repeatable than the scan, but its value for random weights depends on the shape.
     """
-    n = len(values)
-    if n < 2:
-        return None
-    tail = np.log(values[n // 2 :])
-    total = float(np.sum(tail) - len(tail) * tail[0])
-    return 1 + len(tail) / total if total > FLAT else None
+    found = float(hills(values[None])[0]) if len(values) >= 2 else np.nan
+    return found if np.isfinite(found) else None
+
+
+def hills(values: Floats) -> Floats:
+    """The same of many spectra of one length [spectra, n ≥ 2]; NaN where there is none."""
+    tail = np.log(values[:, values.shape[1] // 2 :])
+    size = tail.shape[1]
+    total = tail.sum(axis=1) - size * tail[:, 0]
+    return np.where(total > FLAT, 1 + size / np.where(total > FLAT, total, 1.0), np.nan)
 
 
 def _search(scan: Scan) -> tuple[int, float]:

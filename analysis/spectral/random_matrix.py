@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import rel_entr
 
 from scalespec.analysis.spectral.esd import Array, eigenvalues
 from scalespec.analysis.spectral.power_law import Floats, hill
@@ -177,20 +178,15 @@ def marchenko_pastur(x: Floats, Q: float, sigma: float = 1.0) -> Floats:
     return np.where((x > a) & (x < b), density, 0.0)
 
 
-def jensen_shannon(p: Floats, q: Floats) -> float:
-    """√ of the Jensen–Shannon divergence in nats of two sorted spectra of equal length, each divided by its sum.
+def jensen_shannon(p: Floats, q: Floats) -> Floats:
+    """√ of the Jensen–Shannon divergence in nats of sorted spectra of equal length [..., n], each divided by its sum: [...].
 
     WeightWatcher's rand_distance: it treats eigenvalues as if they were probabilities.
     """
-    p, q = p / p.sum(), q / q.sum()
+    p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
     mix = (p + q) / 2
-    divergence = (_relative_entropy(p, mix) + _relative_entropy(q, mix)) / 2
-    return float(np.sqrt(max(divergence, 0.0)))
-
-
-def _relative_entropy(p: Floats, q: Floats) -> float:
-    kept = p > 0
-    return float(np.sum(p[kept] * np.log(p[kept] / q[kept])))
+    divergence = (rel_entr(p, mix).sum(axis=-1) + rel_entr(q, mix).sum(axis=-1)) / 2
+    return np.sqrt(np.maximum(divergence, 0.0))  # type: ignore[no-any-return]
 
 
 def trace_log(values: Floats) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def planted(n, tail, rng, way):
         noise = rng.standard_normal((n, n)) * np.sqrt(0.2 / (4 * n))
         weight = noise + orthogonal(n, tail, rng) * np.sqrt(heavy) @ orthogonal(n, tail, rng).T
         return weight.astype(np.float32)
-    bulk = wishart_eigenvalues(n, n, rng)[: n - tail]
+    bulk = wishart_eigenvalues(n, n, 1, rng)[0, : n - tail]
     values = np.concatenate((bulk / bulk[-1], heavy))
     return (orthogonal(n, n, rng) * np.sqrt(values) @ orthogonal(n, n, rng).T).astype(np.float32)
 
