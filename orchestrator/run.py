@@ -153,6 +153,7 @@ class Driver:
         known = {*self.results, *self.work.queued}
         if todo := [spec for spec in points if spec.run_key not in known]:
             planned = self.work.queue(points, todo, log.specs(self.asks))
+            self.recorder.begin()
             assert self.work.planned is not None
             self.store.write_json("plan.json", self.work.planned.to_json())
             self._announce(ask, planned, len(points) - len(todo) if points is ask.points else len(self.results))
@@ -161,8 +162,7 @@ class Driver:
         again = f", {before} finished before" if before else ""
         stage = f" ({ask.why})" if self.study.design else ""
         took = planned.seconds if self.work.planned is planned else planned.training_seconds
-        lanes = f"{len(planned.units)} units on {planned.lanes} lanes"
-        say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {lanes}, about {duration(took)}")
+        say(f"{planned.study}{stage}: {len(planned.runs)} runs{again}, {len(planned.units)} units on {planned.lanes} lanes, about {duration(took)}")  # fmt: skip
         self.progress.expect({run.run_key: run.seconds for run in planned.runs}, planned.lanes)
 
     def _look(self) -> None:

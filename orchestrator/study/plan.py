@@ -20,17 +20,20 @@ from scalespec.trainables.rules.flops import CONVENTION
 from scalespec.trainables.rules.scaling import scaled_optim
 from scalespec.trainables.spec import RunSpec
 
-LANE_START_UP_S = 8.0
-"""Starting one worker group on each lane of two CPUs: the trial and its workers, importing torch."""
+LANE_START_UP_S = 3.0
+"""Starting a lane of one worker on each of two CPUs: the trial, which imports torch."""
 
-STUDY_START_UP_S = 14.0
+GROUP_START_UP_S = 8.0
+"""Starting a lane of several workers, or on GPUs: the trial, the group's processes and their connection."""
+
+STUDY_START_UP_S = 10.0
 """Starting Ray, reading the data and making the plan. `python benchmarks/orchestration.py` prints it together with the lanes'."""
 
-STUDY_END_S = 30.0
-"""Ray Data's start, tables, fits with their bootstrap and the report."""
+STUDY_END_S = 10.0
+"""Tables, fits with their bootstrap, the report and MLflow; `python benchmarks/conclude.py` prints all but the last."""
 
 START_UPS_HELD = 20
-"""A family gets more than one worker where it would take so many times the start of a worker group."""
+"""A family gets more than one worker where it would take so many times the start of its group."""
 
 FEW_STEPS = 200
 """Fewer steps leave an optimizer no time to reach the regime that the rules assume (Shallue et al. 2019, arXiv:1811.03600)."""
@@ -149,8 +152,10 @@ def make_plan(
         for spec in runs
     )
     lanes = max((min(machine.lanes(unit.workers), len(units)) for unit in units), default=1)
-    starts = lanes * LANE_START_UP_S
-    training = LANE_START_UP_S + _makespan([unit.seconds for unit in units], lanes)
+    groups = machine.gpus > 0 or any(unit.workers > 1 for unit in units)
+    start = GROUP_START_UP_S if groups else LANE_START_UP_S
+    starts = lanes * start
+    training = start + _makespan([unit.seconds for unit in units], lanes)
     spectra = _spectra_seconds(study, by_key, grid, runs, machine)
     wall = STUDY_START_UP_S + training + spectra + STUDY_END_S if runs else 0.0
     busy = sum(unit.seconds for unit in units)
@@ -238,7 +243,7 @@ def with_workers(study: Study, grid: Grid, speeds: Mapping[tuple[Any, ...], Spee
         key: sum(_family_seconds(members, found[key], grid, speeds).values()) for key, members in families.items()
     }
     slots = machine.lanes(1)
-    enough = max(sum(seconds.values()) / slots, START_UPS_HELD * LANE_START_UP_S)
+    enough = max(sum(seconds.values()) / slots, START_UPS_HELD * GROUP_START_UP_S)
     chosen = dict.fromkeys(families, 1)
     for key, members in families.items():
         batch = members[0].optim.batch_size

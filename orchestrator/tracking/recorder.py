@@ -37,7 +37,6 @@ class Recorder:
         """Runs that the study has asked for."""
         with self._lock:
             self.specs |= {spec.run_key: spec for spec in specs}
-        self._begin()
 
     def take(self, events: Iterable[Event], results: Mapping[str, Mapping[str, Any]]) -> None:
         """What was committed, and the results that are known."""
@@ -52,11 +51,12 @@ class Recorder:
                 elif event.what == "result":
                     told = told._replace(result=results[event.run_key])
                 self._news[event.run_key] = told
-        self._begin()
+        if self._news:
+            self.begin()
 
-    def _begin(self) -> None:
-        """Starts the thread with the first word, so that MLflow is imported and its store made while the driver plans: one CPU
-        is idle then, and none once lanes train."""
+    def begin(self) -> None:
+        """Starts the thread: MLflow is imported and its store made, which takes seconds of a CPU. The time for it is while lanes
+        start: before, the driver measures how fast the machine is, and afterwards every CPU trains."""
         if self.tracker is not None and not self._thread.ident:
             self._thread.start()
 

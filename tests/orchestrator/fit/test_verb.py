@@ -105,9 +105,9 @@ def test_a_form_that_only_a_study_has_is_not_fitted_to_a_table():
 def test_the_law_is_written_as_json(tmp_path):
     data, _ = points(surface(), Columns("loss", "N", "D"))
     law = certify(data, resamples=5)
-    write(law, str(tmp_path / "law.json"))
-    assert json.loads((tmp_path / "law.json").read_text()) == law.to_json()
-    assert "--out" in complaint(write, law, str(tmp_path / "absent" / "law.json"))
+    write([law], str(tmp_path / "law.json"))
+    assert json.loads((tmp_path / "law.json").read_text()) == [law.to_json()]
+    assert "--out" in complaint(write, [law], str(tmp_path / "absent" / "law.json"))
 
 
 # -- the other forms -----------------------------------------------------------------------------------------------------
