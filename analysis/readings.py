@@ -1,7 +1,7 @@
 """Readings: named functions from the tables of one stage to a number that a later stage uses.
 
-A reading is a pure function: the same tables give the same value, to three significant digits, so that what is asked for does
-not hang on the last bit.
+A reading is a pure function: the same tables give the same value. What was measured is given to three significant digits, so that
+what is asked for does not hang on the last bit; a whole number, such as a batch size, is exact.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ class ReadingError(ValueError):
 
 @dataclass(frozen=True)
 class ReadingValue:
-    """A value to three significant digits, and the width and batch size at which it holds, where it is a rate."""
+    """A value, and the width and batch size at which it holds, where it is a rate. An int stays as it is, a float is rounded."""
 
     value: float
     width: int | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", float(f"{self.value:.{DIGITS}g}"))
+        if not isinstance(self.value, int):
+            object.__setattr__(self, "value", float(f"{self.value:.{DIGITS}g}"))
 
     def times(self, factor: float) -> ReadingValue:
-        """The same, multiplied; again to three digits."""
-        return replace(self, value=self.value * factor)
+        """The same, multiplied; again to three digits, or exact where a whole number stays one."""
+        product = self.value * factor
+        whole = isinstance(self.value, int) and float(product).is_integer()
+        return replace(self, value=int(product) if whole else product)
 
 
 @dataclass(frozen=True)

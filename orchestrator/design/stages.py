@@ -61,7 +61,8 @@ class Stages:
         certain: list[RunSpec] = []
         further = 0
         for stage in self.study.stages:
-            plain = stage_study(self.study, stage, {key.key: _placeholder(self.study) for key in stage.readings})
+            # what is read later stands as the study writes it: only sizes and counts of runs are asked here
+            plain = stage_study(self.study, replace(stage, readings=()), {})
             tuning = self._tuning(stage, plain, ())
             if tuning is not None:
                 first = [
@@ -146,11 +147,6 @@ def _last(seen: Seen, name: str) -> tuple[RunSpec, ...]:
 
 def _axis_value(spec: RunSpec, axis: str) -> Any:
     return spec.width if axis == "width" else spec.axes[axis]
-
-
-def _placeholder(study: Study) -> ReadingValue:
-    """Stands for a value that is not known yet, where only sizes and counts of runs are asked."""
-    return ReadingValue(study.optim.lr, study.optim.reference.width, study.optim.reference.batch_size)
 
 
 def _with_reads(ask: Ask, values: Mapping[str, ReadingValue], seen: Sequence[str]) -> Ask:

@@ -35,6 +35,12 @@ def test_values_have_three_digits():
     assert ReadingValue(2.0, 32, 8).times(0.5) == ReadingValue(1.0, 32, 8)
 
 
+def test_a_whole_number_is_exact():
+    assert ReadingValue(1024).value == 1024  # a batch size of 1020 is another study
+    assert ReadingValue(1024).times(2).value == 2048
+    assert ReadingValue(1025).times(0.5).value == 512
+
+
 def test_the_rate_of_a_stage():
     assert read("lr", runs=runs({"lr": 0.0056569}, {"lr": 0.0056569})) == ReadingValue(0.00566, 32, 8)
     failed = runs({"lr": 0.1}, {"lr": 0.2, "status": "failed"})

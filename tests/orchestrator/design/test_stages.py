@@ -171,6 +171,14 @@ def test_a_stage_is_asked_for_when_what_it_reads_is_there(tmp_path):
     assert driver.ask().done
 
 
+@pytest.mark.parametrize("read", ["optim.batch_size", "optim.lr", "schedule.cooldown"])
+def test_before_anything_has_run_the_rest_is_bounded_whatever_it_reads(read):
+    section, _, leaf = read.partition(".")
+    later = {"name": "later", "grid": GRID, section: {leaf: {"reading": "lr", "of": "first"}}}
+    certain, further = Stages(study(design=[{"name": "first", "grid": {"width": [8]}}, later]), EXPANDER).known()
+    assert (len(certain), further) == (1, 4)
+
+
 def test_stages_that_rest_on_nothing_are_asked_for_side_by_side(tmp_path):
     apart = [{"name": "a", "grid": {"width": [8]}}, {"name": "b", "grid": {"width": [16]}}]
     driver = Driver(tmp_path, study(design=apart), loss(0.01))
