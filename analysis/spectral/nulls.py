@@ -28,6 +28,7 @@ VERSION = 1
 """Raised when the numbers change: older files are then not read."""
 
 SQUARES_AT_ONCE = 1 << 18
+"""Random elements drawn together: two megabytes, however large the matrices are."""
 
 DRAWS = 400
 CUT_STEPS = 8
